@@ -1,0 +1,8 @@
+"""The one exception for everything a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input, settings or files: the message names what was seen and the way out.
+
+    Every stage prints it as one line and exits with status 1, without a traceback.
+    """
