@@ -1,0 +1,80 @@
+"""Configuration, paths and the rules of staleness that every stage shares. Nothing heavy is imported here."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import RerunTrigger
+
+WORKFLOW = Path(workflow.basedir) / "workflow"
+# Scripts find the package in whatever environment they run.
+sys.path.insert(0, str(WORKFLOW))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WORKFLOW), os.environ.get("PYTHONPATH")]))
+
+from po_dynamics import config as configuration
+from po_dynamics.errors import InputError
+from po_dynamics.fingerprint import fingerprint
+
+# Snakemake compares scripts by modification time, which a clone, a copy or `touch` changes, and does not see the modules
+# they import. `params.code` tracks both by content instead. Inputs of any size are compared by checksum.
+workflow.dag_settings.rerun_triggers = frozenset(workflow.dag_settings.rerun_triggers) - {RerunTrigger.CODE}
+workflow.dag_settings.max_checksum_file_size = 2**40
+
+try:
+    EXPERIMENT = configuration.load(config)
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+MODELS = config["models"]
+RUNS = EXPERIMENT.runs
+
+
+def code(script):
+    """Fingerprint of a script of workflow/scripts and of every module of the package that it imports."""
+    return fingerprint(WORKFLOW / "scripts" / script)
+
+
+def run_of(wildcards):
+    """The resolved run; rules are only asked for runs of the configuration."""
+    return RUNS[wildcards.model, wildcards.run]
+
+
+def names(values):
+    """Regular expression of exactly these wildcard values (of none, if there are none)."""
+    return "|".join(map(re.escape, values)) or r"(?!)"
+
+
+def gpus(wildcards):
+    """Graphics cards of a job: none for the embedded world's models."""
+    return 0 if MODELS[wildcards.model]["base"]["source"] == "world" else 1
+
+
+def folder(path):
+    """Inputs that a stage reads from another stage's folder, and the record beside it that says whether it changed.
+
+    Snakemake can compare a folder only by time, so the folder is `ancient` and its provenance decides by content.
+    """
+    return [ancient(path), f"{path}.json"]
+
+
+def seeds(family=None, probed=None):
+    """(model, run, seed) of every trained run, or of those of one family, or of those that are probed."""
+    return [
+        (run.model, run.name, seed)
+        for run in RUNS.values()
+        for seed in run.seeds
+        if family in (None, run.family) and probed in (None, run.probe)
+    ]
+
+
+wildcard_constraints:
+    experiment=re.escape(config["experiment"]),
+    model=names(MODELS),
+    run=names(sorted({name for _, name in RUNS})),
+    seed=r"\d+",
+    init="sft|base",
+    stage="sft|base",
+    final_set="heldout|train",
+    chunk=r"\d+",

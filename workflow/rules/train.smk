@@ -1,0 +1,91 @@
+"""Preference optimisation: one rule per family of objectives, one job per run and seed.
+
+REQUIRED INPUTS: the model's sft/ (or base/), preferences.parquet, and reference/ (offline) or reward/ (online).
+OUTPUTS: results/{experiment}/{model}/{run}/seed{seed}/checkpoints/step-<t>/ and training.csv.
+Training state for an exact resume is kept in .../state/, which is no output: Snakemake deletes the outputs of a failed
+job, and a restarted job goes on from its state.
+"""
+
+
+def initial_model(wildcards):
+    """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
+    run = run_of(wildcards)
+    root = f"results/{wildcards.experiment}/{wildcards.model}"
+    if run.init_run:
+        return folder(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
+    return folder(f"{root}/{run.init}")
+
+
+def reference_logps(wildcards):
+    return f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet"
+
+
+def training(wildcards):
+    """What a training job must be told, and what makes its result stale."""
+    run = run_of(wildcards)
+    return {
+        "objective": run.method,
+        "parameters": run.parameters,
+        "settings": {**run.settings, "checkpoints": run.steps},
+        "first_step": run.init_step,
+        "seed": int(wildcards.seed),
+    }
+
+
+def checkpoints(path):
+    return directory(path) if config["keep_checkpoints"] else temp(directory(path))
+
+
+rule train_offline:
+    input:
+        init=initial_model,
+        preferences="results/{experiment}/{model}/preferences.parquet",
+        reference=reference_logps,
+    output:
+        checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
+        log="results/{experiment}/{model}/{run}/seed{seed}/training.csv",
+        provenance="results/{experiment}/{model}/{run}/seed{seed}/checkpoints.json",
+    log:
+        "results/{experiment}/logs/{model}/{run}/seed{seed}/train.log",
+    wildcard_constraints:
+        run=names(sorted({run.name for run in RUNS.values() if run.family == "offline"})),
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards: 128000 if gpus(wildcards) else 3000,
+        runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
+    params:
+        code=code("train_offline.py"),
+        training=training,
+        state="results/{experiment}/{model}/{run}/seed{seed}/state",
+    script:
+        "../scripts/train_offline.py"
+
+
+rule train_online:
+    input:
+        init=initial_model,
+        reference=lambda wildcards: folder("results/{experiment}/{model}/" + run_of(wildcards).init),
+        reward=folder("results/{experiment}/{model}/reward"),
+        preferences="results/{experiment}/{model}/preferences.parquet",
+    output:
+        checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
+        log="results/{experiment}/{model}/{run}/seed{seed}/training.csv",
+        provenance="results/{experiment}/{model}/{run}/seed{seed}/checkpoints.json",
+    log:
+        "results/{experiment}/logs/{model}/{run}/seed{seed}/train.log",
+    wildcard_constraints:
+        run=names(sorted({run.name for run in RUNS.values() if run.family == "online"})),
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=gpus,
+        mem_mb=lambda wildcards: 128000 if gpus(wildcards) else 3000,
+        runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
+    params:
+        code=code("train_online.py"),
+        training=training,
+        state="results/{experiment}/{model}/{run}/seed{seed}/state",
+    script:
+        "../scripts/train_online.py"
