@@ -107,7 +107,6 @@ def _describe(error: ValidationError) -> str:
         return f"configuration key '{'.'.join(filter(None, [key, missing]))}' is missing"
     allowed = {
         "enum": lambda: "one of " + ", ".join(map(str, error.validator_value)),
-        "const": lambda: str(error.validator_value),
         "type": lambda: f"of type {error.validator_value}",
         "minimum": lambda: f"at least {error.validator_value}",
         "exclusiveMinimum": lambda: f"greater than {error.validator_value}",

@@ -1,4 +1,4 @@
-"""Configuration, paths and the rules of staleness that every stage shares. Nothing heavy is imported here."""
+"""Configuration, paths and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
 import os
 import re
@@ -17,10 +17,11 @@ from po_dynamics import config as configuration
 from po_dynamics.errors import InputError
 from po_dynamics.fingerprint import fingerprint
 
-# Snakemake compares scripts by modification time, which a clone, a copy or `touch` changes, and does not see the modules
-# they import. `params.code` tracks both by content instead. Inputs of any size are compared by checksum.
-workflow.dag_settings.rerun_triggers = frozenset(workflow.dag_settings.rerun_triggers) - {RerunTrigger.CODE}
-workflow.dag_settings.max_checksum_file_size = 2**40
+# Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
+# modules it imports: `params.code` tracks both by content, and Snakemake's own comparison is switched off for good.
+type(workflow).rerun_triggers = property(
+    lambda self: frozenset(self.dag_settings.rerun_triggers) - {RerunTrigger.CODE}
+)
 
 try:
     EXPERIMENT = configuration.load(config)
@@ -51,12 +52,18 @@ def gpus(wildcards):
     return 0 if MODELS[wildcards.model]["base"]["source"] == "world" else 1
 
 
-def folder(path):
-    """Inputs that a stage reads from another stage's folder, and the record beside it that says whether it changed.
+def artefact(path):
+    """Another stage's file or folder as an input, with the provenance record beside it.
 
-    Snakemake can compare a folder only by time, so the folder is `ancient` and its provenance decides by content.
+    Snakemake compares folders and large files by time, small files by content. So the artefact itself is `ancient`,
+    and its record, written anew by every run of its rule, decides whether it changed.
     """
     return [ancient(path), f"{path}.json"]
+
+
+def initial(wildcards):
+    """The model that a run's reference log-probs and KL are about: the SFT model, or the base model without SFT."""
+    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/{run_of(wildcards).init}")
 
 
 def seeds(family=None, probed=None):

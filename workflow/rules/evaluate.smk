@@ -10,13 +10,13 @@ JUDGE_FILES = sorted(map(str, Path("workflow/judges", config["evaluation"]["judg
 
 rule respond_stage:
     input:
-        model=folder("results/{experiment}/{model}/{stage}"),
-        sft=folder("results/{experiment}/{model}/sft"),
-        reward=folder("results/{experiment}/{model}/reward"),
-        data=folder("results/{experiment}/data"),
+        model=artefact("results/{experiment}/{model}/{stage}"),
+        sft=artefact("results/{experiment}/{model}/sft"),
+        reward=artefact("results/{experiment}/{model}/reward"),
+        data=artefact("results/{experiment}/data"),
     output:
         responses="results/{experiment}/{model}/evaluation/{stage}/responses.parquet",
-        provenance="results/{experiment}/{model}/evaluation/{stage}/responses.json",
+        provenance="results/{experiment}/{model}/evaluation/{stage}/responses.parquet.json",
     log:
         "results/{experiment}/logs/{model}/respond_{stage}.log",
     conda:
@@ -36,13 +36,13 @@ rule respond_stage:
 
 rule respond_run:
     input:
-        model=folder("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        sft=folder("results/{experiment}/{model}/sft"),
-        reward=folder("results/{experiment}/{model}/reward"),
-        data=folder("results/{experiment}/data"),
+        model=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
+        sft=artefact("results/{experiment}/{model}/sft"),
+        reward=artefact("results/{experiment}/{model}/reward"),
+        data=artefact("results/{experiment}/data"),
     output:
         responses="results/{experiment}/{model}/{run}/seed{seed}/evaluation/{chunk}/responses.parquet",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/evaluation/{chunk}/responses.json",
+        provenance="results/{experiment}/{model}/{run}/seed{seed}/evaluation/{chunk}/responses.parquet.json",
     log:
         "results/{experiment}/logs/{model}/{run}/seed{seed}/respond_{chunk}.log",
     conda:
@@ -62,12 +62,12 @@ rule respond_run:
 
 rule judge_responses:
     input:
-        responses="results/{experiment}/{model}/{path}/responses.parquet",
-        baseline="results/{experiment}/{model}/evaluation/sft/responses.parquet",
+        responses=artefact("results/{experiment}/{model}/{path}/responses.parquet"),
+        baseline=artefact("results/{experiment}/{model}/evaluation/sft/responses.parquet"),
         judge=JUDGE_FILES,
     output:
         annotations="results/{experiment}/{model}/{path}/annotations.parquet",
-        provenance="results/{experiment}/{model}/{path}/annotations.json",
+        provenance="results/{experiment}/{model}/{path}/annotations.parquet.json",
     log:
         "results/{experiment}/logs/{model}/{path}/judge.log",
     wildcard_constraints:

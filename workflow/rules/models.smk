@@ -11,7 +11,7 @@ TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["so
 
 rule pretrain_base:
     input:
-        data=folder("results/{experiment}/data"),
+        data=artefact("results/{experiment}/data"),
     output:
         model=directory("results/{experiment}/{model}/base"),
         provenance="results/{experiment}/{model}/base.json",
@@ -25,6 +25,7 @@ rule pretrain_base:
     params:
         code=code("pretrain_base.py"),
         settings=lambda wildcards: MODELS[wildcards.model]["base"],
+        state="results/{experiment}/{model}/state/base",
     script:
         "../scripts/pretrain_base.py"
 
@@ -49,8 +50,8 @@ rule download_base:
 
 rule train_sft:
     input:
-        base=folder("results/{experiment}/{model}/base"),
-        data=folder("results/{experiment}/data"),
+        base=artefact("results/{experiment}/{model}/base"),
+        data=artefact("results/{experiment}/data"),
     output:
         model=directory("results/{experiment}/{model}/sft"),
         provenance="results/{experiment}/{model}/sft.json",
@@ -73,11 +74,11 @@ rule train_sft:
 
 rule sample_preferences:
     input:
-        sft=folder("results/{experiment}/{model}/sft"),
-        data=folder("results/{experiment}/data"),
+        sft=artefact("results/{experiment}/{model}/sft"),
+        data=artefact("results/{experiment}/data"),
     output:
         preferences="results/{experiment}/{model}/preferences.parquet",
-        provenance="results/{experiment}/{model}/preferences.json",
+        provenance="results/{experiment}/{model}/preferences.parquet.json",
     log:
         "results/{experiment}/logs/{model}/sample_preferences.log",
     conda:
@@ -95,8 +96,8 @@ rule sample_preferences:
 
 rule train_reward:
     input:
-        sft=folder("results/{experiment}/{model}/sft"),
-        preferences="results/{experiment}/{model}/preferences.parquet",
+        sft=artefact("results/{experiment}/{model}/sft"),
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
     output:
         model=directory("results/{experiment}/{model}/reward"),
         provenance="results/{experiment}/{model}/reward.json",
@@ -138,11 +139,11 @@ rule download_reward:
 
 rule compute_reference:
     input:
-        model=folder("results/{experiment}/{model}/{init}"),
-        preferences="results/{experiment}/{model}/preferences.parquet",
+        model=artefact("results/{experiment}/{model}/{init}"),
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
     output:
         reference="results/{experiment}/{model}/reference/{init}.parquet",
-        provenance="results/{experiment}/{model}/reference/{init}.json",
+        provenance="results/{experiment}/{model}/reference/{init}.parquet.json",
     log:
         "results/{experiment}/logs/{model}/compute_reference_{init}.log",
     conda:

@@ -9,21 +9,26 @@ def steps_of_chunk(wildcards):
     return EXPERIMENT.chunks(wildcards.model, wildcards.run)[int(wildcards.chunk)]
 
 
-def chunks_of_run(pattern):
-    """Input function: `pattern` for every chunk of checkpoints of the wildcards' run."""
-    return lambda wildcards: expand(
-        pattern, chunk=range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run))), allow_missing=True
-    )
+def reward_of_rollouts(wildcards):
+    """Online runs are probed on fresh roll-outs, which the reward model scores; offline runs need none."""
+    online = run_of(wildcards).family == "online"
+    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reward") if online else []
+
+
+def probe_chunks(wildcards):
+    chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
+    root = f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{wildcards.seed}/probe_chunks"
+    return [artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks]
 
 
 rule generate_final_responses:
     input:
-        checkpoints=folder("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        data=folder("results/{experiment}/data"),
-        preferences="results/{experiment}/{model}/preferences.parquet",
+        checkpoints=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
+        data=artefact("results/{experiment}/data"),
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
     output:
         responses="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.json",
+        provenance="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet.json",
     log:
         "results/{experiment}/logs/{model}/{run}/seed{seed}/final_responses_{final_set}.log",
     conda:
@@ -44,13 +49,11 @@ rule generate_final_responses:
 
 rule probe_checkpoints:
     input:
-        checkpoints=folder("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        reference=lambda wildcards: folder("results/{experiment}/{model}/" + run_of(wildcards).init),
-        preferences="results/{experiment}/{model}/preferences.parquet",
-        final_responses="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet",
-        reward=lambda wildcards: (
-            folder("results/{experiment}/{model}/reward") if run_of(wildcards).family == "online" else []
-        ),
+        checkpoints=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
+        reference=initial,
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
+        final_responses=artefact("results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet"),
+        reward=reward_of_rollouts,
     output:
         tables=temp(directory("results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}")),
         provenance="results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}.json",
@@ -74,8 +77,7 @@ rule probe_checkpoints:
 
 rule collect_probe:
     input:
-        tables=chunks_of_run("results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}"),
-        records=chunks_of_run("results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}.json"),
+        tables=probe_chunks,
     output:
         tables=directory("results/{experiment}/{model}/{run}/seed{seed}/probe/{final_set}"),
         provenance="results/{experiment}/{model}/{run}/seed{seed}/probe/{final_set}.json",

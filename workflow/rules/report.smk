@@ -15,3 +15,17 @@ EVALUATED = [f"results/{{experiment}}/{model}/evaluation/base" for model in MODE
     for chunk in range(len(EXPERIMENT.chunks(model, run)))
 ]
 TRAINED = [f"results/{{experiment}}/{model}/{run}/seed{seed}" for model, run, seed in seeds()]
+
+
+def figures(pattern, families):
+    """`pattern` for every model that has a probed run of one of these families."""
+    models = {model for family in families for model, _, _ in seeds(family, probed=True)}
+    return expand(pattern, model=sorted(models), allow_missing=True)
+
+
+FIGURES = (
+    figures("results/{{experiment}}/figures/{model}/figure_1_dpo_dynamics.png", ["offline"])
+    + figures("results/{{experiment}}/figures/{model}/figure_2_ppo_dynamics.png", ["online"])
+    + figures("results/{{experiment}}/figures/{model}/figure_3_ppo_advantages.png", ["online"])
+    + figures("results/{{experiment}}/figures/{model}/figure_4_win_rates.png", ["offline", "online"])
+)

@@ -10,14 +10,14 @@ job, and a restarted job goes on from its state.
 def initial_model(wildcards):
     """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
     run = run_of(wildcards)
-    root = f"results/{wildcards.experiment}/{wildcards.model}"
     if run.init_run:
-        return folder(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
-    return folder(f"{root}/{run.init}")
+        root = f"results/{wildcards.experiment}/{wildcards.model}"
+        return artefact(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
+    return initial(wildcards)
 
 
 def reference_logps(wildcards):
-    return f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet"
+    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet")
 
 
 def training(wildcards):
@@ -39,7 +39,7 @@ def checkpoints(path):
 rule train_offline:
     input:
         init=initial_model,
-        preferences="results/{experiment}/{model}/preferences.parquet",
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
         reference=reference_logps,
     output:
         checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
@@ -66,9 +66,9 @@ rule train_offline:
 rule train_online:
     input:
         init=initial_model,
-        reference=lambda wildcards: folder("results/{experiment}/{model}/" + run_of(wildcards).init),
-        reward=folder("results/{experiment}/{model}/reward"),
-        preferences="results/{experiment}/{model}/preferences.parquet",
+        reference=initial,
+        reward=artefact("results/{experiment}/{model}/reward"),
+        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
     output:
         checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
         log="results/{experiment}/{model}/{run}/seed{seed}/training.csv",

@@ -1,0 +1,15 @@
+"""Rule compute_reference: reference log-probs of every preference pair, once per model and data set."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.offline import compute_reference
+
+    compute_reference(
+        model=Path(snakemake.input.model[0]),
+        data=Path(snakemake.input.preferences[0]),
+        output=Path(snakemake.output.reference),
+        settings=snakemake.params.settings,
+    )

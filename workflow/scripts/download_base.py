@@ -1,0 +1,10 @@
+"""Rule download_base: a published base model, or a local folder."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.models import download_base
+
+    download_base(snakemake.params.settings, Path(snakemake.output.model))

@@ -1,0 +1,10 @@
+"""Rule download_data: the paper's data sets in the common schema."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.data import download_data
+
+    download_data(Path(snakemake.output.data), snakemake.params.settings)

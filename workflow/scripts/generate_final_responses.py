@@ -1,0 +1,19 @@
+"""Rule generate_final_responses: D′, the final checkpoint's greedy responses."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.generate import final_responses
+
+    heldout = snakemake.wildcards.final_set == "heldout"
+    prompts = Path(snakemake.input.data[0]) / "final_prompts.parquet" if heldout else snakemake.input.preferences[0]
+    final_responses(
+        checkpoint=Path(snakemake.input.checkpoints[0]) / f"step-{snakemake.params.step}",
+        prompts=Path(prompts),
+        output=Path(snakemake.output.responses),
+        settings={"max_new_tokens": snakemake.params.max_new_tokens},
+        n=snakemake.params.samples,
+        seed=snakemake.params.seed,
+    )

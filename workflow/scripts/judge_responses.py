@@ -1,0 +1,15 @@
+"""Rule judge_responses: the judge's preferences over the SFT model's responses, in both orders."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.judge import judge_responses
+
+    judge_responses(
+        responses=Path(snakemake.input.responses[0]),
+        baseline=Path(snakemake.input.baseline[0]),
+        output=Path(snakemake.output.annotations),
+        judge=snakemake.params.judge,
+    )

@@ -1,0 +1,10 @@
+"""Rule make_world: the embedded world's data sets and tokenizer."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.data import write_world_data
+
+    write_world_data(Path(snakemake.output.data), snakemake.params.settings)

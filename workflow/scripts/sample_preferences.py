@@ -1,0 +1,15 @@
+"""Rule sample_preferences: the preference pairs of a model; the world adds pairs sampled from its SFT model."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.data import sample_preferences
+
+    sample_preferences(
+        model=Path(snakemake.input.sft[0]),
+        data=Path(snakemake.input.data[0]),
+        output=Path(snakemake.output.preferences),
+        settings=snakemake.params.settings,
+    )

@@ -1,0 +1,25 @@
+"""Rule train_offline: DPO or one of its family, with checkpoints for the probe."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.launch import launch
+
+    training = snakemake.params.training
+    init = Path(snakemake.input.init[0])
+    launch(
+        "po_dynamics.offline:train_offline",
+        {
+            "init": init / f"step-{training['first_step']}" if training["first_step"] else init,
+            "preferences": Path(snakemake.input.preferences[0]),
+            "reference": Path(snakemake.input.reference[0]),
+            "output": Path(snakemake.output.checkpoints),
+            "log": Path(snakemake.output.log),
+            "state": Path(snakemake.params.state),
+            **training,
+        },
+        devices=snakemake.resources.get("gpu", 0),
+        options=("--config_file", "slurm/fsdp.yaml"),
+    )
