@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	@echo "Open results/demo/report.html"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

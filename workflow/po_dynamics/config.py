@@ -7,6 +7,7 @@ Snakefile calls this module in every process it starts, so nothing heavy is impo
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ def _describe(error: ValidationError) -> str:
     schema, seen = error.schema, error.instance
     if error.validator == "additionalProperties":
         allowed = sorted(schema.get("properties", {}))
-        unknown = next(k for k in seen if k not in allowed)
+        free = "|".join(schema.get("patternProperties", {"(?!)": None}))
+        unknown = next(k for k in seen if k not in allowed and not re.search(free, k))
         return f"configuration key '{'.'.join(filter(None, [key, str(unknown)]))}' is unknown; allowed here: " + ", ".join(
             allowed
         )

@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -26,7 +25,7 @@ type(workflow).rerun_triggers = property(
 try:
     EXPERIMENT = configuration.load(config)
 except InputError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"error: {error}")
 
 MODELS = config["models"]
 RUNS = EXPERIMENT.runs

@@ -18,7 +18,7 @@ def reward_of_rollouts(wildcards):
 def probe_chunks(wildcards):
     chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
     root = f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{wildcards.seed}/probe_chunks"
-    return [artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks]
+    return sum((artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks), [])
 
 
 rule generate_final_responses:

@@ -4,28 +4,170 @@ REQUIRED INPUTS: probe tables, annotations and responses of every run.
 OUTPUTS: results/{experiment}/tables/, results/{experiment}/figures/ and results/{experiment}/report.html.
 """
 
-PROBED = [
-    f"results/{{experiment}}/{model}/{run}/seed{seed}/probe/{final_set}"
-    for model, run, seed in seeds(probed=True)
-    for final_set in config["probe"]["final_sets"]
-]
-EVALUATED = [f"results/{{experiment}}/{model}/evaluation/base" for model in MODELS] + [
-    f"results/{{experiment}}/{model}/{run}/seed{seed}/evaluation/{chunk}"
-    for model, run, seed in seeds()
-    for chunk in range(len(EXPERIMENT.chunks(model, run)))
-]
-TRAINED = [f"results/{{experiment}}/{model}/{run}/seed{seed}" for model, run, seed in seeds()]
+
+def probed():
+    """Probe tables of every probed run, seed and set of final responses."""
+    root = f"results/{config['experiment']}"
+    return [
+        path
+        for model, run, seed in seeds(probed=True)
+        for final_set in config["probe"]["final_sets"]
+        for path in artefact(f"{root}/{model}/{run}/seed{seed}/probe/{final_set}")
+    ]
 
 
-def figures(pattern, families):
-    """`pattern` for every model that has a probed run of one of these families."""
-    models = {model for family in families for model, _, _ in seeds(family, probed=True)}
-    return expand(pattern, model=sorted(models), allow_missing=True)
+def evaluated(table):
+    """`responses` or `annotations` of the base model and of every run, seed and chunk of checkpoints."""
+    root = f"results/{config['experiment']}"
+    bases = [f"{root}/{model}/evaluation/base/{table}.parquet" for model in MODELS]
+    chunks = [
+        f"{root}/{model}/{run}/seed{seed}/evaluation/{chunk}/{table}.parquet"
+        for model, run, seed in seeds()
+        for chunk in range(len(EXPERIMENT.chunks(model, run)))
+    ]
+    return sum(map(artefact, bases + chunks), [])
 
 
-FIGURES = (
-    figures("results/{{experiment}}/figures/{model}/figure_1_dpo_dynamics.png", ["offline"])
-    + figures("results/{{experiment}}/figures/{model}/figure_2_ppo_dynamics.png", ["online"])
-    + figures("results/{{experiment}}/figures/{model}/figure_3_ppo_advantages.png", ["online"])
-    + figures("results/{{experiment}}/figures/{model}/figure_4_win_rates.png", ["offline", "online"])
-)
+def figure_files(wildcards):
+    """Every figure of the experiment: the paper's, per model, and the training curves of every run."""
+    root = f"results/{config['experiment']}/figures"
+    for model in MODELS:
+        yield f"{root}/{model}/figure_4.png"
+    for model, run in sorted({(model, run) for model, run, _ in seeds()}):
+        yield f"{root}/{model}/training_{run}.png"
+    for model, run in sorted({(model, run) for model, run, _ in seeds("offline", probed=True)}):
+        yield f"{root}/{model}/figure_1_{run}.png"
+    for model, run in sorted({(model, run) for model, run, _ in seeds("online", probed=True)}):
+        yield f"{root}/{model}/figure_2_{run}.png"
+        yield f"{root}/{model}/figure_3_{run}.png"
+
+
+rule tabulate_dynamics:
+    input:
+        probes=probed(),
+    output:
+        dynamics="results/{experiment}/tables/dynamics.parquet",
+        advantages="results/{experiment}/tables/advantages.parquet",
+        prediction="results/{experiment}/tables/prediction.parquet",
+        provenance="results/{experiment}/tables/dynamics.parquet.json",
+    log:
+        "results/{experiment}/logs/tabulate_dynamics.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("tabulate_dynamics.py"),
+    script:
+        "../scripts/tabulate_dynamics.py"
+
+
+rule tabulate_win_rates:
+    input:
+        annotations=evaluated("annotations"),
+        responses=evaluated("responses"),
+    output:
+        win_rates="results/{experiment}/tables/win_rates.csv",
+        results="results/{experiment}/tables/results.csv",
+        provenance="results/{experiment}/tables/win_rates.csv.json",
+    log:
+        "results/{experiment}/logs/tabulate_win_rates.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("tabulate_win_rates.py"),
+        judge=config["evaluation"]["judge"],
+    script:
+        "../scripts/tabulate_win_rates.py"
+
+
+rule draw_dynamics:
+    input:
+        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+    output:
+        figure="results/{experiment}/figures/{model}/figure_{number}_{run}.png",
+        provenance="results/{experiment}/figures/{model}/figure_{number}_{run}.png.json",
+    log:
+        "results/{experiment}/logs/{model}/draw_figure_{number}_{run}.log",
+    wildcard_constraints:
+        number="1|2",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("draw_dynamics.py"),
+        method=lambda wildcards: run_of(wildcards).method,
+    script:
+        "../scripts/draw_dynamics.py"
+
+
+rule draw_advantages:
+    input:
+        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+        advantages="results/{experiment}/tables/advantages.parquet",
+    output:
+        figure="results/{experiment}/figures/{model}/figure_3_{run}.png",
+        provenance="results/{experiment}/figures/{model}/figure_3_{run}.png.json",
+    log:
+        "results/{experiment}/logs/{model}/draw_figure_3_{run}.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("draw_advantages.py"),
+    script:
+        "../scripts/draw_advantages.py"
+
+
+rule draw_win_rates:
+    input:
+        win_rates=artefact("results/{experiment}/tables/win_rates.csv"),
+    output:
+        figure="results/{experiment}/figures/{model}/figure_4.png",
+        provenance="results/{experiment}/figures/{model}/figure_4.png.json",
+    log:
+        "results/{experiment}/logs/{model}/draw_figure_4.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("draw_win_rates.py"),
+        methods={name: run.method for (_, name), run in RUNS.items()},
+    script:
+        "../scripts/draw_win_rates.py"
+
+
+rule draw_training:
+    input:
+        curves=lambda wildcards: [
+            f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{seed}/training.csv"
+            for seed in run_of(wildcards).seeds
+        ],
+    output:
+        figure="results/{experiment}/figures/{model}/training_{run}.png",
+        provenance="results/{experiment}/figures/{model}/training_{run}.png.json",
+    log:
+        "results/{experiment}/logs/{model}/draw_training_{run}.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("draw_training.py"),
+        seeds=lambda wildcards: run_of(wildcards).seeds,
+    script:
+        "../scripts/draw_training.py"
+
+
+rule write_report:
+    input:
+        figures=figure_files,
+        records=lambda wildcards: [f"{path}.json" for path in figure_files(wildcards)],
+        win_rates="results/{experiment}/tables/win_rates.csv",
+        results="results/{experiment}/tables/results.csv",
+        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+    output:
+        report="results/{experiment}/report.html",
+        provenance="results/{experiment}/report.html.json",
+    log:
+        "results/{experiment}/logs/write_report.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("write_report.py"),
+        config={key: value for key, value in config.items() if not key.startswith("x-")},
+    script:
+        "../scripts/write_report.py"

@@ -1,0 +1,1 @@
+from po_dynamics.stage import stage
