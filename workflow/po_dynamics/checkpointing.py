@@ -2,8 +2,8 @@
 
 Exact resume of `transformers.Trainer` is in `resume`, so that light callers do not import transformers here.
 
-Snakemake deletes the outputs of a failed job: whatever an interrupted run needs again (resumable state, the checkpoints for
-the probe, the log) belongs into the stage's `state` folder and is moved to its declared place at the end.
+Snakemake deletes the outputs of a failed job: whatever an interrupted run needs again (resumable state, the checkpoints
+for the probe, the log) belongs into the stage's `state` folder and is moved to its declared place at the end.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _clean_stale(path: Path) -> None:
-    """Removes temporaries of `path` that a dead process left (any of this very process are from an earlier life)."""
+    """Removes temporaries of `path` that a dead process left; those of this very number are from an earlier life."""
     for sibling in path.parent.glob(f".{path.name}.*~*.*"):
         host, _, rest = sibling.name[len(path.name) + 2 :].rpartition("~")
         pid = rest.split(".")[0]
@@ -114,7 +114,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yields the path of a temporary sibling (to be written by the block) that replaces `path` when the block succeeds."""
+    """Yields the path of a temporary sibling, for the block to write, that replaces `path` when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean_stale(path)
@@ -138,7 +138,7 @@ class Termination:
     """Turns SIGTERM into a flag: `with Termination() as termination:` and, at a boundary of the loop,
     `if termination.requested:` save, then `termination.exit()`.
 
-    The previous handler comes back at the end. Outside the main thread, where Python allows no handlers, it does nothing.
+    The previous handler comes back at the end. Outside the main thread, where Python allows none, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -285,10 +285,10 @@ def save_step(
     optimizer: torch.optim.Optimizer | None = None,
     critic: PreTrainedModel | None = None,
 ) -> None:
-    """Writes the checkpoint that the probe reads into `folder`, atomically; an earlier one of the same name is replaced.
+    """Writes the checkpoint that the probe reads into `folder`, atomically; an earlier one is replaced.
 
-    With an optimizer that has taken a step also `exp_avg_sq.safetensors` and `optimizer.json`, whose learning rate is that of
-    the next step. `critic` goes to `folder/critic`.
+    With an optimizer that has taken a step also `exp_avg_sq.safetensors` and `optimizer.json`, whose learning rate is
+    that of the next step. `critic` goes to `folder/critic`.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel
     with atomic_folder(folder) as temporary:
@@ -306,5 +306,5 @@ def require_finite(value: float, *, what: str, step: int, sample_ids: list[Any],
     ids = ", ".join(str(i) for i in sample_ids[:16]) + (", …" if len(sample_ids) > 16 else "") or "unknown"
     good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint yet"
     raise InputError(
-        f"{what} is {value} at step {step} (sample ids: {ids}); {good}; lower the learning rate or look at these samples"
+        f"{what} is {value} at step {step} (sample ids: {ids}); {good}; lower the learning rate or check these samples"
     )
