@@ -1,0 +1,171 @@
+"""What a PPO run keeps on disk: the models it starts from, its exactly resumable state, the probe's checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from po_dynamics import scorers
+from po_dynamics.checkpointing import atomic_folder, remove, save_step, write_json
+from po_dynamics.critic import Critic
+from po_dynamics.errors import InputError
+from po_dynamics.ppo_update import Learner
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def load_policy(folder: Path) -> PreTrainedModel:
+    """A causal language model in float32, dropout off; InputError where the folder holds none or lacks weights."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no model: config.json is missing")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"{folder} holds no weights (*.safetensors): the checkpoint is incomplete, make it again")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: cannot load the model: {str(error).strip().splitlines()[0]}") from None
+    return without_dropout(model)
+
+
+def load_critic(reward: str | Path, policy: Path) -> Critic:
+    """The critic to start from: that of a PPO checkpoint, else the reward model, else the policy's backbone.
+
+    A reward model serves only if it shares the policy's tokenizer and is an ordinary one-label model.
+    """
+    folder = Path(reward)
+    if (policy / "critic").is_dir():
+        critic = Critic.from_pretrained(policy / "critic")
+    elif folder.is_dir() and _can_be_critic(folder, policy):
+        critic = Critic.from_pretrained(folder)
+    else:
+        critic = Critic.from_policy(policy)
+    without_dropout(critic.model)
+    return critic
+
+
+def _can_be_critic(reward: Path, policy: Path) -> bool:
+    config = json.loads((reward / "config.json").read_text())
+    if scorers.ARCHITECTURE in config.get("architectures", []):
+        return False
+    return scorers.same_tokenizer(scorers.load_tokenizer(reward), scorers.load_tokenizer(policy))
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Dropout to 0 in every module and in the config, which attention reads directly."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "hidden_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    for name, value in vars(model.config).items():
+        if "dropout" in name and isinstance(value, (int, float)):
+            setattr(model.config, name, 0.0)
+    return model
+
+
+def save(state: Path, learner: Learner, step: int, kl_coefficient: float) -> None:
+    """Writes state/resume atomically: both models and optimizers by parameter name, the step and the KL coefficient.
+
+    Random numbers and the order of prompts are functions of (seed, step), the learning rate of the step, so nothing
+    else is needed; names and full tensors make the state independent of the number of processes.
+    """
+    models, optimizers = {}, {}
+    for name, model, optimizer in _parts(learner):
+        models[name] = get_model_state_dict(model, options=FULL)
+        optimizers[name] = get_optimizer_state_dict(model, optimizer, options=FULL)
+    if learner.accelerator.is_main_process:
+        with atomic_folder(state / "resume") as temporary:
+            torch.save({"models": models, "optimizers": optimizers}, temporary / "state.pt")
+            (temporary / "progress.json").write_text(json.dumps({"step": step, "kl_coefficient": kl_coefficient}))
+    learner.accelerator.wait_for_everyone()
+
+
+def restore(state: Path, learner: Learner) -> tuple[int, float] | None:
+    """Loads what `save` wrote and returns (step, KL coefficient); None where there is nothing."""
+    folder = state / "resume"
+    if not (folder / "progress.json").is_file():
+        return None
+    stored = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    for name, model, optimizer in _parts(learner):
+        set_model_state_dict(model, stored["models"][name], options=FULL)
+        set_optimizer_state_dict(model, optimizer, stored["optimizers"][name], options=FULL)
+    progress = json.loads((folder / "progress.json").read_text())
+    return int(progress["step"]), float(progress["kl_coefficient"])
+
+
+def _parts(learner: Learner) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
+    return [
+        ("policy", learner.policy, plain(learner.policy_optimizer)),
+        ("critic", learner.critic, plain(learner.critic_optimizer)),
+    ]
+
+
+def plain(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer inside accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def checkpoint(state: Path, step: int) -> Path:
+    """Where a checkpoint lives until the run is complete."""
+    return state / "checkpoints" / f"step-{step}"
+
+
+def last_checkpoint(state: Path, step: int) -> Path | None:
+    """The latest checkpoint at or before `step`."""
+    steps = [int(path.name.removeprefix("step-")) for path in (state / "checkpoints").glob("step-*")]
+    return checkpoint(state, max(s for s in steps if s <= step)) if any(s <= step for s in steps) else None
+
+
+def require_checkpoints(state: Path, steps: Sequence[int]) -> None:
+    """InputError where a checkpoint that the resumable state presupposes is gone."""
+    if missing := [step for step in steps if not checkpoint(state, step).is_dir()]:
+        raise InputError(f"{state}: the checkpoints of steps {missing} are gone: delete this folder to train afresh")
+
+
+def save_checkpoint(state: Path, learner: Learner, tokenizer: Any, step: int, kl_coefficient: float) -> None:
+    """step-<t>/ for the probe: policy and critic in float32, second moments by parameter name, the KL coefficient."""
+    accelerator, folder = learner.accelerator, checkpoint(state, step)
+    if accelerator.is_main_process:
+        save_step(
+            accelerator.unwrap_model(learner.policy),
+            tokenizer,
+            folder,
+            step=step,
+            optimizer=plain(learner.policy_optimizer),
+            critic=accelerator.unwrap_model(learner.critic).model,
+        )
+        write_json(folder / "ppo.json", {"step": step, "kl_coefficient": kl_coefficient})
+    accelerator.wait_for_everyone()
+
+
+def kl_coefficient(checkpoint: Path, default: float) -> float:
+    """The KL coefficient stored beside a checkpoint's weights, else `default`."""
+    path = checkpoint / "ppo.json"
+    return float(json.loads(path.read_text())["kl_coefficient"]) if path.is_file() else default
+
+
+def publish(state: Path, output: Path, log: Path) -> None:
+    """Moves the finished checkpoints and the training log to their places, then removes the state."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(state / "training.csv", log)
+    if output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
+    remove(output)
+    (state / "checkpoints").rename(output)
+    remove(state)
