@@ -4,6 +4,11 @@ REQUIRED INPUTS: probe tables, annotations and responses of every run.
 OUTPUTS: results/{experiment}/tables/, results/{experiment}/figures/ and results/{experiment}/report.html.
 """
 
+# What a table or figure must know of the runs, by name.
+DESCRIBED = {
+    name: {"method": run.method, "family": run.family, "parameters": run.parameters} for (_, name), run in RUNS.items()
+}
+
 
 def probed():
     """Probe tables of every probed run, seed and set of final responses."""
@@ -75,6 +80,7 @@ rule tabulate_win_rates:
     params:
         code=code("tabulate_win_rates.py"),
         judge=config["evaluation"]["judge"],
+        runs=DESCRIBED,
     script:
         "../scripts/tabulate_win_rates.py"
 
@@ -93,7 +99,8 @@ rule draw_dynamics:
         "../../envs/plot.yaml"
     params:
         code=code("draw_dynamics.py"),
-        method=lambda wildcards: run_of(wildcards).method,
+        final_set=config["probe"]["final_sets"][0],
+        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
     script:
         "../scripts/draw_dynamics.py"
 
@@ -111,6 +118,7 @@ rule draw_advantages:
         "../../envs/plot.yaml"
     params:
         code=code("draw_advantages.py"),
+        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
     script:
         "../scripts/draw_advantages.py"
 
@@ -127,7 +135,7 @@ rule draw_win_rates:
         "../../envs/plot.yaml"
     params:
         code=code("draw_win_rates.py"),
-        methods={name: run.method for (_, name), run in RUNS.items()},
+        runs=DESCRIBED,
     script:
         "../scripts/draw_win_rates.py"
 
@@ -147,6 +155,7 @@ rule draw_training:
         "../../envs/plot.yaml"
     params:
         code=code("draw_training.py"),
+        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
         seeds=lambda wildcards: run_of(wildcards).seeds,
     script:
         "../scripts/draw_training.py"
@@ -168,6 +177,7 @@ rule write_report:
         "../../envs/plot.yaml"
     params:
         code=code("write_report.py"),
+        runs=DESCRIBED,
         config={key: value for key, value in config.items() if not key.startswith("x-")},
     script:
         "../scripts/write_report.py"

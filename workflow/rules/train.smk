@@ -58,7 +58,7 @@ rule train_offline:
     params:
         code=code("train_offline.py"),
         training=training,
-        state="results/{experiment}/{model}/{run}/seed{seed}/state",
+        state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
     script:
         "../scripts/train_offline.py"
 
@@ -86,6 +86,6 @@ rule train_online:
     params:
         code=code("train_online.py"),
         training=training,
-        state="results/{experiment}/{model}/{run}/seed{seed}/state",
+        state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
     script:
         "../scripts/train_online.py"

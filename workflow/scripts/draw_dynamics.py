@@ -1,1 +1,18 @@
+"""Rule draw_dynamics: Figures 1 and 2, the gradient alignment of one run over its steps."""
+
+from pathlib import Path
+
 from po_dynamics.stage import stage
+
+with stage(snakemake):
+    import pandas as pd
+    from po_dynamics.figures import draw_alignment
+
+    draw_alignment(
+        pd.read_parquet(snakemake.input.dynamics[0]),
+        Path(snakemake.output.figure),
+        model=snakemake.wildcards.model,
+        run=snakemake.wildcards.run,
+        runs=snakemake.params.runs,
+        final_set=snakemake.params.final_set,
+    )

@@ -1,1 +1,19 @@
+"""Rule tabulate_win_rates: win rates with intervals of every checkpoint, and the results table."""
+
+from pathlib import Path
+
 from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics import stats
+
+    evaluations = []
+    for annotations, responses in zip(snakemake.input.annotations[::2], snakemake.input.responses[::2], strict=True):
+        parts = Path(annotations).parts  # results/<experiment>/<model>/(evaluation/base | <run>/seed<n>/evaluation/<chunk>)
+        run, seed = ("base", 0) if parts[3] == "evaluation" else (parts[3], int(parts[4].removeprefix("seed")))
+        evaluations.append(
+            {"model": parts[2], "run": run, "seed": seed, "annotations": annotations, "responses": responses}
+        )
+    outcomes = stats.load_outcomes(evaluations)
+    stats.win_rates(outcomes, snakemake.params.judge).to_csv(snakemake.output.win_rates, index=False)
+    stats.results_table(outcomes, snakemake.params.runs).to_csv(snakemake.output.results, index=False)
