@@ -1,0 +1,285 @@
+"""The figures: tables in, PNG (200 dpi) and PDF out, identical for identical tables. No model is loaded here.
+
+Every function draws one figure of one model, writes `output` and a PDF beside it, and puts title and caption into the
+PNG's metadata. Runs are named by `runs`: run name → `method`, `family`, `parameters`, as the configuration has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from po_dynamics import captions, style
+from po_dynamics.errors import InputError
+
+_PANELS = (("TOT",), ("POS", "NEG"), ("TOP", "MID", "BOT"))
+_TITLES = {
+    "offline": ("whole objective", "by sign", "by weight ω"),
+    "online": ("whole objective", "by sign", "by weight |Â|"),
+}
+_STEPS = {"offline": "optimizer steps", "online": "updates"}
+_CURVE = "#0072B2"
+# Figure 4's panels: title and the methods in it; the uncontrolled run of the family is drawn in each.
+_WIN_RATE_PANELS = (
+    ("DPO ablations", ("dpo_no_neg", "dpo_no_pos")),
+    ("PPO ablations", ("ppo_no_top", "ppo_no_mid")),
+    ("cDPO: POS first, NEG later", ("cdpo",)),
+    ("cPPO: TOP tokens scaled", ("cppo_top",)),
+    ("cPPO: MID tokens scaled", ("cppo_mid",)),
+    ("hPPO: NEG weakened in waves", ("hppo",)),
+)
+
+
+def draw_alignment(
+    dynamics: pd.DataFrame,
+    output: Path,
+    *,
+    model: str,
+    run: str,
+    runs: style.Runs,
+    final_set: str = "heldout",
+    filtered: bool = True,
+    segment: str = "all",
+) -> None:
+    """Figures 1 and 2: G over the steps of one run; (a) TOT (b) POS, NEG (c) TOP, MID, BOT; symmetric-log scale.
+
+    Args:
+        dynamics: `dynamics.parquet`; the rows of the model, run, final set, filter and segment are drawn, all seeds.
+        output: the PNG.
+
+    Raises:
+        InputError: when the table has no such rows.
+    """
+    wanted = {"model": model, "run": run, "final_set": final_set, "filtered": filtered, "segment": segment}
+    table = _select(dynamics, wanted, "dynamics")
+    family, label = runs[run]["family"], style.run_labels([run], runs, with_method=True)[run]
+    linear = _linear_threshold(table["G"])
+    with style.theme():
+        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharey=True, gridspec_kw={"wspace": 0.34})
+        axes[0].set_yscale("symlog", linthresh=linear, linscale=0.6)
+        for ax, names, letter, title in zip(axes, _PANELS, "abc", _TITLES[family], strict=True):
+            _step_axis(ax, family, f"({letter}) {title}")
+            ax.axhline(0, color="#777777", linewidth=0.7, zorder=1)
+            for name in names:
+                of_component = table[table["component"] == name]
+                _draw(ax, of_component, "G", style.COMPONENTS[name], ("G_low", "G_high"))
+        axes[0].set_ylabel("gradient alignment G")
+        _thin_symlog_ticks(axes[0])
+        for ax, names in zip(axes, _PANELS, strict=True):
+            lines = {name: style.COMPONENTS[name] for name in names}
+            style.label_lines(ax, _ends(table, "component", "G", {name: (name, line) for name, line in lines.items()}))
+        number = "7(b)" if final_set == "train" else {"offline": "1", "online": "2"}[family]
+        title = f"Figure {number}. {label}: which components lead to the final responses"
+        method = str(runs[run]["method"])
+        style.save(figure, output, title, captions.alignment(table, method, family, label, filtered, linear))
+
+
+def draw_advantages(advantages: pd.DataFrame, output: Path, *, model: str, run: str, runs: style.Runs) -> None:
+    """Figure 3: mean signed advantage of the TOP, MID and BOT tokens, (a) raw and (b) whitened.
+
+    Args:
+        advantages: `model, run, seed, step, group, raw_advantage, advantage, n`, means over the n tokens of a group.
+    """
+    table = _select(advantages, {"model": model, "run": run}, "advantages")
+    label = style.run_labels([run], runs, with_method=True)[run]
+    panels = (("raw_advantage", "raw, in units of reward"), ("advantage", "whitened"))
+    with style.theme():
+        figure, axes = plt.subplots(1, 2, figsize=(5.4, 2.35), gridspec_kw={"wspace": 0.5})
+        for ax, (column, title), letter in zip(axes, panels, "ab", strict=True):
+            _step_axis(ax, "online", f"({letter}) {title}")
+            ax.axhline(0, color="#777777", linewidth=0.7, zorder=1)
+            lines = {name: (name, style.COMPONENTS[name]) for name in _PANELS[2]}
+            for name, (_, line) in lines.items():
+                _draw(ax, table[table["group"] == name], column, line)
+            style.label_lines(ax, _ends(table, "group", column, lines))
+        axes[0].set_ylabel("mean advantage of a token")
+        style.save(figure, output, f"Figure 3. {label}: mean advantages", captions.advantages(table, label))
+
+
+def draw_win_rates(win_rates: pd.DataFrame, output: Path, *, model: str, runs: style.Runs) -> None:
+    """Figure 4: win rate over the SFT model against the steps; a panel per kind of variant, its parent in each.
+
+    Args:
+        win_rates: `win_rates.csv`. Runs that `runs` does not know (the base model) are left out.
+    """
+    table = _select(win_rates, {"model": model}, "win rates")
+    table = table[table["run"].isin(list(runs))]
+    panels = _win_rate_panels([name for name in runs if name in set(table["run"])], runs)
+    if not panels:
+        raise InputError(
+            f"win rates: no run of {model} was judged; seen: {', '.join(map(str, win_rates['run'].unique()))}"
+        )
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with style.theme():
+        size, grid = (3.6 * columns, 1.9 * rows), {"wspace": 0.66, "hspace": 0.62}
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, gridspec_kw=grid)
+        limits = {family: _limits(table, family, runs) for family in ("offline", "online")}
+        for ax, (title, names), letter in zip(axes.flat, panels, "abcdefghijklmnopqrstuvwxyz", strict=False):
+            _draw_win_rates(ax, table, names, runs, limits)
+            ax.set_title(f"({letter}) {title}" if len(panels) > 1 else title)
+            ax.set_ylabel("win rate over SFT (%)" if ax in axes[:, 0] else "")
+        for ax in axes.flat[len(panels) :]:
+            ax.remove()
+        families = {str(runs[name]["family"]) for name in table["run"].unique()}
+        style.save(figure, output, "Figure 4. Win rates of the variants", captions.win_rates(table, families))
+
+
+def draw_training(curves: Mapping[int, pd.DataFrame], output: Path, *, model: str, run: str, runs: style.Runs) -> None:
+    """Training curves of one run: a panel per logged quantity that varies.
+
+    Args:
+        curves: `training.csv` by seed, first column `step`.
+    """
+    names = [name for name in next(iter(curves.values())).columns if _varies(name, curves.values())]
+    if not names:
+        raise InputError(f"training.csv of {run}: no quantity that varies over steps; is the log complete?")
+    label, family = style.run_labels([run], runs, with_method=True)[run], runs[run]["family"]
+    steps = int(max(table["step"].max() for table in curves.values()))
+    window = max(1, max(len(table) for table in curves.values()) // 25)
+    rows = -(-len(names) // 4)
+    with style.theme():
+        size, grid = (7.2, 1.45 * rows), {"wspace": 0.42, "hspace": 0.7}
+        figure, axes = plt.subplots(rows, 4, figsize=size, squeeze=False, gridspec_kw=grid)
+        for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+            _draw_curve(ax, curves, name, window)
+            _step_axis(ax, family, name.replace("_", " "), x_label=i + 4 >= len(names))
+        for ax in axes.flat[len(names) :]:
+            ax.remove()
+        caption = captions.training(label, model, list(curves), steps, window)
+        style.save(figure, output, f"Training of {label}", caption)
+
+
+def _select(table: pd.DataFrame, wanted: Mapping[str, Any], name: str) -> pd.DataFrame:
+    chosen = table
+    for column, value in wanted.items():
+        if column not in table:
+            raise InputError(f"{name}: no column {column}; seen: {', '.join(map(str, table.columns))}")
+        seen = chosen[column].unique().tolist()
+        chosen = chosen[chosen[column] == value]
+        if chosen.empty:
+            raise InputError(f"{name}: no row with {column} = {value}; seen: {', '.join(map(str, seen)) or 'no rows'}")
+    return chosen.sort_values([column for column in ("seed", "step") if column in chosen])
+
+
+def _by_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Steps (rows) × seeds, of the steps that every seed has."""
+    return table.pivot(index="step", columns="seed", values=column).dropna().sort_index()
+
+
+def _draw(ax: Axes, table: pd.DataFrame, column: str, line: style.Line, band: tuple[str, str] | None = None) -> None:
+    values = _by_seed(table, column)
+    bands = []
+    if band:
+        low, high = (_by_seed(table, name).reindex(values.index) for name in band)
+        bands = [(low[seed].to_numpy(), high[seed].to_numpy()) for seed in values]
+    style.draw_line(ax, values.index.to_numpy(), [values[seed].to_numpy() for seed in values], line, bands)
+
+
+def _ends(table: pd.DataFrame, key: str, column: str, lines: Mapping[str, tuple[str, style.Line]]) -> list[tuple]:
+    """(text, line, x, y) of the last point of each mean line."""
+    ends = []
+    for name, (text, line) in lines.items():
+        mean = _by_seed(table[table[key] == name], column).mean(axis=1)
+        if len(mean):
+            ends.append((text, line, float(mean.index[-1]), float(mean.iloc[-1])))
+    return ends
+
+
+def _step_axis(ax: Axes, family: str, title: str, x_label: bool = True) -> None:
+    ax.set_title(title)
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    if x_label:
+        ax.set_xlabel(_STEPS[family])
+    sns.despine(ax=ax)
+
+
+def _linear_threshold(values: pd.Series) -> float:
+    """Where the symmetric-log scale turns linear: a power of ten below most values, at most five decades down."""
+    sizes = values.abs()[values != 0]
+    if sizes.empty:
+        return 1.0
+    return float(10 ** np.floor(np.log10(max(np.quantile(sizes, 0.2), sizes.max() * 1e-5))))
+
+
+def _thin_symlog_ticks(ax: Axes) -> None:
+    """At most nine labels: matplotlib labels every decade, which overlap."""
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
+    sizes = sorted({abs(tick) for tick in ticks if tick})[:: -(-len(ticks) // 9)]
+    ax.set_yticks([tick for tick in ticks if tick == 0 or abs(tick) in sizes])
+
+
+def _win_rate_panels(names: Sequence[str], runs: style.Runs) -> list[tuple[str, list[str]]]:
+    """(title, runs) of Figure 4: the paper's panels, then one per other method; the parent comes first in each."""
+    panels, rest = [], list(names)
+    parents = {name: _parent(name, names, runs) for name in names}
+    others = dict.fromkeys(str(runs[name]["method"]) for name in names)
+    covered = {method for _, methods in _WIN_RATE_PANELS for method in methods}
+    extra = [(style.METHODS.get(method, method), (method,)) for method in others if method not in covered]
+    for title, methods in (*_WIN_RATE_PANELS, *extra):
+        members = [name for name in names if runs[name]["method"] in methods and parents[name] != name]
+        if members:
+            parent = parents[members[0]]
+            panels.append((title, [*([parent] if parent else []), *members]))
+            rest = [name for name in rest if name not in panels[-1][1]]
+    return panels + [(style.METHODS.get(str(runs[name]["method"]), name), [name]) for name in rest]
+
+
+def _parent(name: str, names: Sequence[str], runs: style.Runs) -> str | None:
+    """The first uncontrolled run of the family, itself included; None when there is none."""
+    method = {"offline": "dpo", "online": "ppo"}[runs[name]["family"]]
+    return next((other for other in names if runs[other]["method"] == method), None)
+
+
+def _limits(table: pd.DataFrame, family: str, runs: style.Runs) -> tuple[float, float]:
+    """Shared limits of a family's panels, so that their heights can be compared."""
+    of_family = table[[runs[name]["family"] == family for name in table["run"]]]
+    if of_family.empty:
+        return (0, 100)
+    low, high = min(of_family["low"].min(), 50), max(of_family["high"].max(), 50)
+    margin = 0.04 * (high - low) + 0.5
+    return low - margin, high + margin
+
+
+def _draw_win_rates(
+    ax: Axes, table: pd.DataFrame, names: Sequence[str], runs: style.Runs, limits: Mapping[str, tuple[float, float]]
+) -> None:
+    family = str(runs[names[-1]]["family"])
+    labels = style.run_labels(names, runs)
+    uncontrolled = runs[names[0]]["method"] in ("dpo", "ppo")
+    variants: Iterable[str] = names[1:] if uncontrolled else names
+    lines = {name: (labels[name], style.VARIANTS[i % len(style.VARIANTS)]) for i, name in enumerate(variants)}
+    if uncontrolled:
+        lines = {names[0]: (labels[names[0]], style.PARENT)} | lines
+    _step_axis(ax, family, "")
+    ax.axhline(50, color="#777777", linewidth=0.7, zorder=1)
+    for name, (_, line) in lines.items():
+        _draw(ax, table[table["run"] == name], "win_rate", line, ("low", "high"))
+    ax.set_ylim(limits[family])
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    style.label_lines(ax, _ends(table, "run", "win_rate", lines), gap=0.11)
+
+
+def _draw_curve(ax: Axes, curves: Mapping[int, pd.DataFrame], name: str, window: int) -> None:
+    tables = [table[["step", name]].dropna().assign(seed=seed) for seed, table in curves.items() if name in table]
+    values = pd.concat(tables).pivot(index="step", columns="seed", values=name)
+    smooth = values.mean(axis=1).rolling(window, center=True, min_periods=1).mean()
+    ax.plot(values.index, values, color=_CURVE, linewidth=0.5, alpha=0.4)
+    ax.plot(smooth.index, smooth, color=_CURVE, linewidth=1.5)
+    ax.ticklabel_format(axis="y", scilimits=(-3, 4))
+
+
+def _varies(name: str, tables: Iterable[pd.DataFrame]) -> bool:
+    if name in ("step", "epoch"):
+        return False
+    columns = [table[name] for table in tables if name in table]
+    return all(pd.api.types.is_numeric_dtype(column) and column.nunique() > 1 for column in columns)
