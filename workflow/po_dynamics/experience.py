@@ -42,8 +42,7 @@ class Experience(NamedTuple):
     def rows(self, rows: Sequence[int]) -> Experience:
         """Some rows, without the columns that none of them needs."""
         index = torch.as_tensor(rows, device=self.old_logps_BT.device)
-        needed_T = (self.value_mask_BT[index] | self.batch.loss_mask_BT[index]).any(0).nonzero()
-        width = int(needed_T[-1]) + 1 if len(needed_T) else 1
+        width = needed_width(self.value_mask_BT[index] | self.batch.loss_mask_BT[index])
         ids_BL, attention_BL, mask_BT = self.batch
         return Experience(
             Batch(ids_BL[index, : width + 1], attention_BL[index, : width + 1], mask_BT[index, :width]),
@@ -108,20 +107,26 @@ def epoch_order(count: int, start: int, n: int, seed: int) -> list[int]:
     return order[offset : offset + n]
 
 
-def chunks(batch: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
-    """Consecutive rows, without the columns that none of them attends to."""
+def chunks(batch: Batch, mask_BT: Tensor, size: int) -> Iterator[tuple[slice, Batch]]:
+    """Consecutive rows, without the columns of predictions after the last that `mask_BT` wants of them."""
     for start in range(0, len(batch.input_ids_BL), size):
         rows = slice(start, start + size)
-        width = int(batch.attention_mask_BL[rows].any(0).nonzero()[-1]) + 1
-        ids_BL, attention_BL, mask_BT = (part[rows] for part in batch)
-        yield rows, Batch(ids_BL[:, :width], attention_BL[:, :width], mask_BT[:, : width - 1])
+        width = needed_width(mask_BT[rows])
+        ids_BL, attention_BL, loss_mask_BT = (part[rows] for part in batch)
+        yield rows, Batch(ids_BL[:, : width + 1], attention_BL[:, : width + 1], loss_mask_BT[:, :width])
+
+
+def needed_width(mask_BT: Tensor) -> int:
+    """Columns up to the last one that any row wants, at least one."""
+    wanted_T = mask_BT.any(0).nonzero()
+    return int(wanted_T[-1]) + 1 if len(wanted_T) else 1
 
 
 def all_logps(model: Any, batch: Batch, temperature: float, size: int) -> Tensor:
     """`token_logps` of all rows without gradient, (B, T), by the code path of the update."""
     logps_BT = torch.zeros(batch.loss_mask_BT.shape, dtype=torch.float32, device=batch.input_ids_BL.device)
     with torch.no_grad():
-        for rows, part in chunks(batch, size):
+        for rows, part in chunks(batch, batch.loss_mask_BT, size):
             part_BT = token_logps(model, part, temperature)
             logps_BT = logps_BT.to(torch.promote_types(logps_BT.dtype, part_BT.dtype))
             logps_BT[rows, : part_BT.shape[1]] = part_BT
@@ -132,7 +137,7 @@ def all_values(critic: nn.Module, batch: Batch, mask_BT: Tensor, size: int) -> T
     """`token_values` of all rows without gradient, (B, T)."""
     values_BT = torch.zeros(mask_BT.shape, dtype=torch.float32, device=batch.input_ids_BL.device)
     with torch.no_grad():
-        for rows, part in chunks(batch, size):
+        for rows, part in chunks(batch, mask_BT, size):
             part_BT = token_values(critic, part, mask_BT[rows, : part.loss_mask_BT.shape[1]])
             values_BT = values_BT.to(torch.promote_types(values_BT.dtype, part_BT.dtype))
             values_BT[rows, : part_BT.shape[1]] = part_BT

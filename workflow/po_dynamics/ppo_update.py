@@ -117,17 +117,17 @@ class Update:
         self.norms: dict[str, list[float]] = {"policy": [], "critic": []}
         self.first_ratio: tuple[float, float] | None = None
         self.trains_policy = step >= settings.critic_warmup_steps
+        self.since_step = 0  # micro-batches since the optimizers last stepped
 
     def __call__(self, experience: Experience, orders: Sequence[Sequence[int]]) -> None:
         """One epoch per order; an order permutes the rows of the whole batch, the same on every process."""
         for order in orders:
             size = len(order) // self.settings.mini_batches
-            since_step = 0
             for start in range(0, len(order), size):
-                since_step = self._mini_batch(experience, list(order[start : start + size]), since_step)
+                self._mini_batch(experience, list(order[start : start + size]))
 
-    def _mini_batch(self, experience: Experience, rows: list[int], since_step: int) -> int:
-        """Accumulates the micro-batches of this process and steps; returns the micro-batches since the last step."""
+    def _mini_batch(self, experience: Experience, rows: list[int]) -> None:
+        """Accumulates the micro-batches of this process and steps."""
         settings, accelerator = self.settings, self.learner.accelerator
         index = torch.as_tensor(rows, device=experience.old_logps_BT.device)
         tokens = int(experience.batch.loss_mask_BT[index].sum())
@@ -138,13 +138,12 @@ class Update:
         rows = rows[accelerator.process_index :: accelerator.num_processes]
         starts = range(0, len(rows), settings.micro_batch_size)
         for start in starts:
-            since_step += 1
-            last = start == starts[-1] if settings.step_every is None else since_step == settings.step_every
+            self.since_step += 1
+            last = start == starts[-1] if settings.step_every is None else self.since_step == settings.step_every
             self._micro_batch(experience, rows[start : start + settings.micro_batch_size], tokens, states, last)
             if last:
                 self._optimizer_step(rows)
-                since_step = 0
-        return since_step
+                self.since_step = 0
 
     def _micro_batch(self, experience: Experience, rows: list[int], tokens: int, states: int, last: bool) -> None:
         """Forward and backward of both models on some rows; DDP averages over processes, hence their number."""
