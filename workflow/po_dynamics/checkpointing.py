@@ -82,7 +82,8 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Renames a complete folder to `path`, which it replaces."""
     if path.is_dir() and any(path.iterdir()):
         old = _temporary(path, "old")
         path.rename(old)
@@ -106,7 +107,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        _put_in_place(temporary, path)
+        put_in_place(temporary, path)
     except BaseException:
         remove(temporary)
         raise

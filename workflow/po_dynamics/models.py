@@ -78,7 +78,7 @@ def token_logps(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; InputError unless it has an EOS, a pad token of its own and a chat template."""
-    tokenizer = _read_tokenizer(path)
+    tokenizer = read_tokenizer(path)
     way_out = "use a folder of the SFT stage, which prepares it"
     if tokenizer.eos_token_id is None:
         raise InputError(f"{path}: the tokenizer has no EOS token; {way_out}")
@@ -89,7 +89,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder as it is; InputError where there is none."""
     if not Path(path).is_dir():
         raise InputError(f"{path} is not a folder: expected a Hugging Face model with its tokenizer")
     try:
@@ -258,6 +259,13 @@ def _load(
         raise InputError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; make the folder again")
     _check_weights(model, path)
     return model.to(device if device is not None else default_device()).eval()
+
+
+def download_base(settings: Mapping[str, Any], output: Path) -> None:
+    """Fetches the base model `name` (hub repository or local folder; optional `revision`) into `output`."""
+    from po_dynamics import hub
+
+    hub.download(settings, output)
 
 
 def check_folder(path: Path) -> None:
