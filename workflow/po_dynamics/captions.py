@@ -52,7 +52,7 @@ def alignment(table: pd.DataFrame, method: str, family: str, label: str, filtere
     claim = _ALIGNMENT_CLAIMS.get((method, table["final_set"].iloc[0]), "")
     total = table[table["component"] == "TOT"]
     prompts = {"heldout": "held-out prompts", "train": "training prompts"}[table["final_set"].iloc[0]]
-    outliers = f"{span(total['n_outliers'])} of them outliers, left out of G" if filtered else "outliers included"
+    outliers = f"{span(total['n_outliers'])} outliers left out" if filtered else "outliers included"
     lines = ", thin lines the seeds, thick lines their mean" if total["seed"].nunique() > 1 else ""
     return _flow(
         f"""Gradient alignment G of {label} on {table["model"].iloc[0]} at
@@ -60,7 +60,7 @@ def alignment(table: pd.DataFrame, method: str, family: str, label: str, filtere
         of the loss with that of the negative log-likelihood of the run's final responses, to {prompts}. G > 0: a
         step on this component makes the final responses likelier. (a) The whole objective (TOT); {_PARTS[family]}:
         TOP, MID and BOT. Symmetric-log scale, linear within ±{linear:.0e}. Bands: 95 % bootstrap intervals over
-        the {span(total["n_batches"])} mini-batches of a checkpoint ({outliers}), one per seed{lines}. {claim}"""
+        the {span(total["n_batches"])} mini-batches of a checkpoint ({outliers}), one per seed{lines}. ¶ {claim}"""
     )
 
 
@@ -70,7 +70,7 @@ def advantages(table: pd.DataFrame, label: str) -> str:
         f"""Mean advantage of the tokens of fresh roll-outs of {label} on {table["model"].iloc[0]},
         {seeds(table["seed"])}, by thirds of |Â| at each checkpoint ({span(table["n"])} tokens in a group). (a) As
         estimated (GAE), signed, in units of reward; (b) after whitening, which is what the loss uses and the
-        thirds are made of. {SOURCE.format(number=3)} The paper's reading: MID is positive on average and TOP
+        thirds are made of. ¶ {SOURCE.format(number=3)} The paper's reading: MID is positive on average and TOP
         negative. It would be contradicted by a TOP that is positive, or a MID that is negative, for most of the
         training."""
     )
@@ -84,7 +84,7 @@ def win_rates(table: pd.DataFrame, families: Iterable[str]) -> str:
         both orders, {span(table["n"])} prompts a checkpoint; 50 % is a draw. Bands: 95 % bootstrap intervals over
         prompts, one per seed{", thin lines the seeds, thick lines their mean" if repeated else ""}; they do not
         cover the training's own randomness, and for the difference of two runs the paired column of the results
-        table is sharper. Dotted grey: the uncontrolled run. {SOURCE.format(number=4)} The paper's reading:
+        table is sharper. Dotted grey: the uncontrolled run. ¶ {SOURCE.format(number=4)} The paper's reading:
         {"; ".join(_WIN_RATE_CLAIMS[family] for family in sorted(families))}. Lines in another order, with paired
         intervals that exclude 0, would contradict it; where intervals overlap much, this experiment is too small
         to tell."""
@@ -100,4 +100,5 @@ def training(label: str, model: str, of_seeds: Iterable[int], steps: int, window
 
 
 def _flow(text: str) -> str:
-    return " ".join(text.split())
+    """One line per paragraph; "¶" parts them."""
+    return "\n".join(" ".join(part.split()) for part in text.split("¶")).strip()

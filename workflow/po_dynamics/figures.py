@@ -31,7 +31,7 @@ _CURVE = "#0072B2"
 _WIN_RATE_PANELS = (
     ("DPO ablations", ("dpo_no_neg", "dpo_no_pos")),
     ("PPO ablations", ("ppo_no_top", "ppo_no_mid")),
-    ("cDPO: POS first, NEG later", ("cdpo",)),
+    ("cDPO: POS first, NEG later", ("cdpo", "dpo_switch")),
     ("cPPO: TOP tokens scaled", ("cppo_top",)),
     ("cPPO: MID tokens scaled", ("cppo_mid",)),
     ("hPPO: NEG weakened in waves", ("hppo",)),

@@ -51,9 +51,9 @@ METHODS = {
     "base": "base model, no SFT",
     "dpo": "DPO",
     "cdpo": "cDPO",
-    "dpo_no_neg": "DPO, NEG dropped early",
-    "dpo_no_pos": "DPO, POS dropped late",
-    "dpo_switch": "POS, then NEG",
+    "dpo_no_neg": "DPO",
+    "dpo_no_pos": "DPO",
+    "dpo_switch": "DPO",
     "ipo": "IPO",
     "simpo": "SimPO",
     "cpo": "CPO",
@@ -61,8 +61,8 @@ METHODS = {
     "ppo": "PPO",
     "cppo_top": "cPPO-top",
     "cppo_mid": "cPPO-mid",
-    "ppo_no_top": "PPO without TOP",
-    "ppo_no_mid": "PPO without MID",
+    "ppo_no_top": "PPO",
+    "ppo_no_mid": "PPO",
     "hppo": "hPPO",
     "ppo_clip_higher": "PPO, clip-higher",
     "grpo": "GRPO",
@@ -85,15 +85,15 @@ _GREEK = {"beta": "β", "lambda": "λ", "tau": "τ", "epsilon": "ε", "gamma": "
 
 def run_labels(names: Sequence[str], runs: Runs, with_method: bool = False) -> dict[str, str]:
     """Readable names of runs: what each does, by its method and parameters; told apart by what differs, if need be."""
-    labels = {name: _label(name, runs, with_method) for name in names}
-    for name, label in list(labels.items()):
-        if list(labels.values()).count(label) > 1:
+    plain = {name: _label(name, runs, with_method) for name in names}
+    labels = dict(plain)
+    for name, label in plain.items():
+        if list(plain.values()).count(label) > 1:
             parameters = runs.get(name, {}).get("parameters", {})
             detail = ", ".join(f"{_GREEK.get(key, key)} = {value}" for key, value in parameters.items())
             labels[name] = f"{label} ({detail or name})"
-    if len(set(labels.values())) < len(labels):
-        return {name: f"{_label(name, runs, with_method)} ({name})" for name in names}
-    return labels
+    unique = len(set(labels.values())) == len(labels)
+    return labels if unique else {name: f"{label} ({name})" for name, label in plain.items()}
 
 
 def _label(name: str, runs: Runs, with_method: bool) -> str:
@@ -106,7 +106,7 @@ def _label(name: str, runs: Runs, with_method: bool) -> str:
         text = deed.format(**run.get("parameters", {})).replace("~", "\N{NO-BREAK SPACE}")
     except KeyError:  # a parameter is at its default
         return title
-    return f"{title}: {text}" if with_method and method in ("cdpo", "cppo_top", "cppo_mid", "hppo") else text
+    return f"{title}: {text}" if with_method else text
 
 
 def theme() -> Any:
