@@ -118,7 +118,14 @@ class Trajectory:
         ref_logps = all_logps(self.reference, batch, settings.temperature, size)[:, response]
         values = all_values(self.learner.critic, batch, everything, size)[:, response]
         scores_N = self.scores(update, reading)
-        experience = on_rows(parity_ppo.estimate(case, reading, scores_N, logps, ref_logps, values), batch, context)
+        # TRL's old log-probs are float32 sums in an order of their own. Where ours agree to rounding, the trajectory goes
+        # on with the recorded ones: Adam would amplify the last bit of a parameter whose true gradient is zero.
+        recorded = case(f"u{update}/logprobs_raw")
+        agrees = (logps - recorded).abs() <= 1e-6 * recorded.abs().clamp(min=1.0)
+        old_logps = recorded.where(agrees, logps.double())
+        experience = on_rows(
+            parity_ppo.estimate(case, reading, scores_N, old_logps, ref_logps, values), batch, context
+        )
         # A sampled pad is no target here; after one, TRL's generation scores attend to it, its forward pass does not.
         targets, always = attended[:, context + 1 :], torch.ones_like(reading.mask)
         raw = {
