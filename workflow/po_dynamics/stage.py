@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,6 +78,8 @@ def stage(snakemake: Any) -> Iterator[None]:
 def _set_environment(threads: int) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of reading and writing weight shards
+    warnings.simplefilter("ignore", FutureWarning)
     if "torch" not in sys.modules:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     else:

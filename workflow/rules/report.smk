@@ -53,7 +53,11 @@ rule tabulate_dynamics:
     output:
         dynamics="results/{experiment}/tables/dynamics.parquet",
         advantages="results/{experiment}/tables/advantages.parquet",
+        weights="results/{experiment}/tables/weights.parquet",
+        logps="results/{experiment}/tables/logps.parquet",
+        entanglement="results/{experiment}/tables/entanglement.parquet",
         prediction="results/{experiment}/tables/prediction.parquet",
+        rank_correlation="results/{experiment}/tables/rank_correlation.parquet",
         provenance="results/{experiment}/tables/dynamics.parquet.json",
     log:
         "results/{experiment}/logs/tabulate_dynamics.log",

@@ -1,1 +1,28 @@
+"""Rule probe_checkpoints: token scores, gradient norms and dot products of a chunk of a run's checkpoints."""
+
+from pathlib import Path
+
 from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics import probing
+
+    training = snakemake.params.training
+    arguments = {
+        "checkpoints": Path(snakemake.input.checkpoints[0]),
+        "steps": snakemake.params.steps,
+        "reference": Path(snakemake.input.reference[0]),
+        "preferences": Path(snakemake.input.preferences[0]),
+        "final_responses": Path(snakemake.input.final_responses[0]),
+        "output": Path(snakemake.output.tables),
+        "state": Path(snakemake.params.state),
+        "objective": training["objective"],
+        "parameters": training["parameters"],
+        "settings": snakemake.params.probe,
+        "training": training["settings"],
+        "final_set": snakemake.wildcards.final_set,
+    }
+    if snakemake.input.reward:
+        probing.probe_online(reward=Path(snakemake.input.reward[0]), **arguments)
+    else:
+        probing.probe_offline(**arguments)

@@ -1,1 +1,28 @@
+"""Rule tabulate_dynamics: gradient alignment, and what else follows from the probe tables, of every probed run."""
+
+from pathlib import Path
+
 from po_dynamics.stage import stage
+
+with stage(snakemake):
+    import pandas as pd
+    from po_dynamics import dynamics, observables
+
+    probed = set(map(Path, snakemake.input.probes[::2]))
+    root = Path("results") / snakemake.wildcards.experiment
+    found = [(keys, folder) for keys, folder in dynamics.find(root) if folder.parent in probed]
+    table = dynamics.tabulate(root)
+    probes = [dynamics.load(keys, folder) for keys, folder in found]
+    losses = pd.concat(map(observables.final_losses, probes), ignore_index=True)
+    prediction = observables.prediction(table, losses)
+    results = {
+        "dynamics": table,
+        "advantages": pd.concat(map(observables.advantages, probes), ignore_index=True),
+        "weights": pd.concat(map(observables.weights, probes), ignore_index=True),
+        "logps": pd.concat(map(observables.logps, probes), ignore_index=True),
+        "entanglement": pd.concat(map(observables.entanglement, probes), ignore_index=True),
+        "prediction": prediction,
+        "rank_correlation": observables.rank_correlation(prediction),
+    }
+    for name, result in results.items():
+        result.to_parquet(snakemake.output[name], index=False)

@@ -1,1 +1,19 @@
+"""Rule write_report: one self-contained page with every number, figure and cost of the experiment."""
+
+from pathlib import Path
+
 from po_dynamics.stage import stage
+
+with stage(snakemake):
+    from po_dynamics.report import write_report
+
+    write_report(
+        Path(snakemake.output.report),
+        experiment=snakemake.wildcards.experiment,
+        config=snakemake.params.config,
+        runs=snakemake.params.runs,
+        results=Path(snakemake.input.results),
+        win_rates=Path(snakemake.input.win_rates),
+        figures=[Path(path) for path in snakemake.input.figures],
+        tables=[Path(snakemake.input.dynamics[0])],
+    )
