@@ -55,7 +55,8 @@ def dynamics(run="dpo", seeds=(0, 1), model="menagerie"):
 def advantages(run="ppo", seeds=(0, 1), model="menagerie"):
     rng = np.random.default_rng(0)
     return pd.DataFrame(
-        {"model": model, "run": run, "seed": seed, "step": step, "group": group, "n": 900 + seed}
+        {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout", "group": group}
+        | {"n": 900 + seed}
         | {"raw_advantage": level / 2 + 0.05 * rng.normal(), "advantage": level + 0.05 * rng.normal()}
         for seed in seeds
         for step in STEPS["online"]
@@ -123,3 +124,19 @@ def outcomes(model="menagerie", runs=RUNS, n=120):
                 columns |= {"n_tokens": 20, "kl": 0.02 * step, "reward": rate, "degenerate": False}
                 tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
+
+
+def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
+    """Tables of `observables.prediction` and `rank_correlation`: the change follows the prediction, with noise."""
+    rng = np.random.default_rng(4)
+    steps = STEPS[RUNS[run]["family"]]
+    rows = [
+        {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout", "predicted": -(2 - step / 100)}
+        | {"predicted_adamw": -30 + step / 10 if seed else np.nan, "change": -0.02 + step / 1e4 + 0.004 * rng.normal()}
+        for seed in seeds
+        for step in steps[:-1]
+    ]
+    rho = [{"predictor": "predicted", "rho": 0.81, "low": 0.5, "high": 0.95}]
+    rho += [{"predictor": "predicted_adamw", "rho": np.nan, "low": np.nan, "high": np.nan}]
+    correlations = pd.DataFrame(rho).assign(model=model, run=run, final_set="heldout")
+    return pd.DataFrame(rows), correlations

@@ -36,6 +36,18 @@ def kept(monkeypatch):
     plt.close("all")
 
 
+def test_predictive_check_shows_every_pair_and_its_correlation(kept, tmp_path):
+    table, correlations = synthetic.prediction()
+    figures.draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    figure, _, _, text = kept[0]
+    assert [sum(len(dots.get_offsets()) for dots in ax.collections) for ax in figure.axes[:2]] == [16, 16]
+    assert "16 pairs of checkpoints" in text
+    assert "0.81 (0.50 to 0.95) for G." in text
+    table["predicted_adamw"] = np.nan
+    figures.draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    assert len(kept[1][0].axes) == 2  # one panel and the colour bar
+
+
 def caption(path):
     with Image.open(path) as image:
         return image.text["Description"]

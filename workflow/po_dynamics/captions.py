@@ -91,6 +91,23 @@ def win_rates(table: pd.DataFrame, families: Iterable[str]) -> str:
     )
 
 
+def prediction(table: pd.DataFrame, correlations: pd.DataFrame, label: str) -> str:
+    """Of the predictive check; `correlations` by predictor."""
+    names = {"predicted": "G", "predicted_adamw": "the AdamW-aware G"}
+    found = [
+        f"{rho:.2f} ({low:.2f} to {high:.2f}) for {names[str(name)]}"
+        for name, (rho, low, high) in correlations[["rho", "low", "high"]].dropna().iterrows()
+    ]
+    return _flow(
+        f"""Change of the negative log-likelihood of the final responses of {label} on {table["model"].iloc[0]}
+        between neighbouring checkpoints, per step, against what the mean alignment of the two predicts to first
+        order; {plural(len(table), "pair")} of checkpoints, {seeds(table["seed"])}, a marker per seed, colour the
+        earlier checkpoint. Spearman's ρ with 95 % bootstrap interval: {"; ".join(found) or "too few pairs"}. ¶ If
+        G means what its definition says, the dots rise from left to right; ρ near 0 or below would contradict
+        that, and with it any reading of the signs of G over gaps as long as these between checkpoints."""
+    )
+
+
 def training(label: str, model: str, of_seeds: Iterable[int], steps: int, window: int) -> str:
     """Of a run's training curves."""
     return _flow(

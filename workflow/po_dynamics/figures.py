@@ -25,7 +25,6 @@ _TITLES = {
     "offline": ("whole objective", "by sign", "by weight ω"),
     "online": ("whole objective", "by sign", "by weight |Â|"),
 }
-_STEPS = {"offline": "optimizer steps", "online": "updates"}
 _CURVE = "#0072B2"
 # Figure 4's panels: title and the methods in it; the uncontrolled run of the family is drawn in each.
 _WIN_RATE_PANELS = (
@@ -59,49 +58,89 @@ def draw_alignment(
         InputError: when the table has no such rows.
     """
     wanted = {"model": model, "run": run, "final_set": final_set, "filtered": filtered, "segment": segment}
-    table = _select(dynamics, wanted, "dynamics")
+    table = style.select(dynamics, wanted, "dynamics")
     family, label = runs[run]["family"], style.run_labels([run], runs, with_method=True)[run]
     linear = _linear_threshold(table["G"])
     with style.theme():
         figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharey=True, gridspec_kw={"wspace": 0.34})
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.6)
         for ax, names, letter, title in zip(axes, _PANELS, "abc", _TITLES[family], strict=True):
-            _step_axis(ax, family, f"({letter}) {title}")
+            style.step_axis(ax, family, f"({letter}) {title}")
             ax.axhline(0, color="#777777", linewidth=0.7, zorder=1)
             for name in names:
                 of_component = table[table["component"] == name]
-                _draw(ax, of_component, "G", style.COMPONENTS[name], ("G_low", "G_high"))
+                style.draw_table(ax, of_component, "G", style.COMPONENTS[name], ("G_low", "G_high"))
         axes[0].set_ylabel("gradient alignment G")
         _thin_symlog_ticks(axes[0])
         for ax, names in zip(axes, _PANELS, strict=True):
             lines = {name: style.COMPONENTS[name] for name in names}
-            style.label_lines(ax, _ends(table, "component", "G", {name: (name, line) for name, line in lines.items()}))
+            style.label_lines(
+                ax, style.ends(table, "component", "G", {name: (name, line) for name, line in lines.items()})
+            )
         number = "7(b)" if final_set == "train" else {"offline": "1", "online": "2"}[family]
         title = f"Figure {number}. {label}: which components lead to the final responses"
         method = str(runs[run]["method"])
         style.save(figure, output, title, captions.alignment(table, method, family, label, filtered, linear))
 
 
-def draw_advantages(advantages: pd.DataFrame, output: Path, *, model: str, run: str, runs: style.Runs) -> None:
+def draw_advantages(
+    advantages: pd.DataFrame, output: Path, *, model: str, run: str, runs: style.Runs, final_set: str = "heldout"
+) -> None:
     """Figure 3: mean signed advantage of the TOP, MID and BOT tokens, (a) raw and (b) whitened.
 
     Args:
-        advantages: `model, run, seed, step, group, raw_advantage, advantage, n`, means over the n tokens of a group.
+        advantages: `model, run, seed, step, final_set, group, raw_advantage, advantage, n`: means over n tokens.
     """
-    table = _select(advantages, {"model": model, "run": run}, "advantages")
+    table = style.select(advantages, {"model": model, "run": run, "final_set": final_set}, "advantages")
+    table = table[table["group"].isin(_PANELS[2])]
     label = style.run_labels([run], runs, with_method=True)[run]
     panels = (("raw_advantage", "raw, in units of reward"), ("advantage", "whitened"))
     with style.theme():
         figure, axes = plt.subplots(1, 2, figsize=(5.4, 2.35), gridspec_kw={"wspace": 0.5})
         for ax, (column, title), letter in zip(axes, panels, "ab", strict=True):
-            _step_axis(ax, "online", f"({letter}) {title}")
+            style.step_axis(ax, "online", f"({letter}) {title}")
             ax.axhline(0, color="#777777", linewidth=0.7, zorder=1)
             lines = {name: (name, style.COMPONENTS[name]) for name in _PANELS[2]}
             for name, (_, line) in lines.items():
-                _draw(ax, table[table["group"] == name], column, line)
-            style.label_lines(ax, _ends(table, "group", column, lines))
+                style.draw_table(ax, table[table["group"] == name], column, line)
+            style.label_lines(ax, style.ends(table, "group", column, lines))
         axes[0].set_ylabel("mean advantage of a token")
         style.save(figure, output, f"Figure 3. {label}: mean advantages", captions.advantages(table, label))
+
+
+def draw_prediction(
+    prediction: pd.DataFrame,
+    correlations: pd.DataFrame,
+    output: Path,
+    *,
+    model: str,
+    run: str,
+    runs: style.Runs,
+    final_set: str = "heldout",
+) -> None:
+    """Does G predict? Change of the NLL of the final responses between checkpoints against −G, plain and for AdamW.
+
+    Args:
+        prediction: of `observables.prediction`: `change` (nats per step), `predicted`, `predicted_adamw`, `step`.
+        correlations: of `observables.rank_correlation`, for the caption.
+    """
+    wanted = {"model": model, "run": run, "final_set": final_set}
+    table = style.select(prediction, wanted, "prediction").dropna(subset=["change"])
+    rho = style.select(correlations, wanted, "rank correlations").set_index("predictor")
+    titles = {"predicted": "gradient descent, −G", "predicted_adamw": "AdamW, −⟨v, P⁻¹∇L⟩"}
+    columns = [column for column in titles if table[column].notna().any()]
+    label, family = style.run_labels([run], runs, with_method=True)[run], runs[run]["family"]
+    with style.theme():
+        size, grid = (2.7 * len(columns) + 0.5, 2.3), {"wspace": 0.3}
+        figure, axes = plt.subplots(1, len(columns), figsize=size, squeeze=False, sharey=True, gridspec_kw=grid)
+        for ax, column, letter in zip(axes.flat, columns, "ab", strict=False):
+            dots = _scatter(ax, table, column)
+            ax.set_title(f"({letter}) {titles[column]}" if len(columns) > 1 else titles[column])
+            ax.set_xlabel("predicted change, arbitrary unit")
+        axes[0, 0].set_ylabel("change of the NLL of the\nfinal responses, nats per step")
+        figure.colorbar(dots, ax=axes, label=style.STEPS[family], pad=0.02, fraction=0.05)
+        title = f"Predictive check. {label}: does G say what happens to the final responses?"
+        style.save(figure, output, title, captions.prediction(table, rho, label))
 
 
 def draw_win_rates(win_rates: pd.DataFrame, output: Path, *, model: str, runs: style.Runs) -> None:
@@ -110,7 +149,7 @@ def draw_win_rates(win_rates: pd.DataFrame, output: Path, *, model: str, runs: s
     Args:
         win_rates: `win_rates.csv`. Runs that `runs` does not know (the base model) are left out.
     """
-    table = _select(win_rates, {"model": model}, "win rates")
+    table = style.select(win_rates, {"model": model}, "win rates")
     table = table[table["run"].isin(list(runs))]
     panels = _win_rate_panels([name for name in runs if name in set(table["run"])], runs)
     if not panels:
@@ -151,55 +190,11 @@ def draw_training(curves: Mapping[int, pd.DataFrame], output: Path, *, model: st
         figure, axes = plt.subplots(rows, 4, figsize=size, squeeze=False, gridspec_kw=grid)
         for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
             _draw_curve(ax, curves, name, window)
-            _step_axis(ax, family, name.replace("_", " "), x_label=i + 4 >= len(names))
+            style.step_axis(ax, family, name.replace("_", " "), x_label=i + 4 >= len(names))
         for ax in axes.flat[len(names) :]:
             ax.remove()
         caption = captions.training(label, model, list(curves), steps, window)
         style.save(figure, output, f"Training of {label}", caption)
-
-
-def _select(table: pd.DataFrame, wanted: Mapping[str, Any], name: str) -> pd.DataFrame:
-    chosen = table
-    for column, value in wanted.items():
-        if column not in table:
-            raise InputError(f"{name}: no column {column}; seen: {', '.join(map(str, table.columns))}")
-        seen = chosen[column].unique().tolist()
-        chosen = chosen[chosen[column] == value]
-        if chosen.empty:
-            raise InputError(f"{name}: no row with {column} = {value}; seen: {', '.join(map(str, seen)) or 'no rows'}")
-    return chosen.sort_values([column for column in ("seed", "step") if column in chosen])
-
-
-def _by_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Steps (rows) × seeds, of the steps that every seed has."""
-    return table.pivot(index="step", columns="seed", values=column).dropna().sort_index()
-
-
-def _draw(ax: Axes, table: pd.DataFrame, column: str, line: style.Line, band: tuple[str, str] | None = None) -> None:
-    values = _by_seed(table, column)
-    bands = []
-    if band:
-        low, high = (_by_seed(table, name).reindex(values.index) for name in band)
-        bands = [(low[seed].to_numpy(), high[seed].to_numpy()) for seed in values]
-    style.draw_line(ax, values.index.to_numpy(), [values[seed].to_numpy() for seed in values], line, bands)
-
-
-def _ends(table: pd.DataFrame, key: str, column: str, lines: Mapping[str, tuple[str, style.Line]]) -> list[tuple]:
-    """(text, line, x, y) of the last point of each mean line."""
-    ends = []
-    for name, (text, line) in lines.items():
-        mean = _by_seed(table[table[key] == name], column).mean(axis=1)
-        if len(mean):
-            ends.append((text, line, float(mean.index[-1]), float(mean.iloc[-1])))
-    return ends
-
-
-def _step_axis(ax: Axes, family: str, title: str, x_label: bool = True) -> None:
-    ax.set_title(title)
-    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if x_label:
-        ax.set_xlabel(_STEPS[family])
-    sns.despine(ax=ax)
 
 
 def _linear_threshold(values: pd.Series) -> float:
@@ -260,13 +255,26 @@ def _draw_win_rates(
     lines = {name: (labels[name], style.VARIANTS[i % len(style.VARIANTS)]) for i, name in enumerate(variants)}
     if uncontrolled:
         lines = {names[0]: (labels[names[0]], style.PARENT)} | lines
-    _step_axis(ax, family, "")
+    style.step_axis(ax, family, "")
     ax.axhline(50, color="#777777", linewidth=0.7, zorder=1)
     for name, (_, line) in lines.items():
-        _draw(ax, table[table["run"] == name], "win_rate", line, ("low", "high"))
+        style.draw_table(ax, table[table["run"] == name], "win_rate", line, ("low", "high"))
     ax.set_ylim(limits[family])
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    style.label_lines(ax, _ends(table, "run", "win_rate", lines), gap=0.11)
+    style.label_lines(ax, style.ends(table, "run", "win_rate", lines), gap=0.11)
+
+
+def _scatter(ax: Axes, table: pd.DataFrame, column: str) -> Any:
+    """Change against prediction, coloured by the step at which the interval begins; a marker per seed."""
+    look: dict[str, Any] = {"cmap": "viridis", "s": 22, "edgecolors": "white", "linewidths": 0.5}
+    look |= {"vmin": table["step"].min(), "vmax": table["step"].max()}
+    for axis in (ax.axhline, ax.axvline):
+        axis(0, color="#777777", linewidth=0.7, zorder=1)
+    for marker, (_, of_seed) in zip("osD^vPX" * 10, table.groupby("seed"), strict=False):
+        dots = ax.scatter(of_seed[column], of_seed["change"], c=of_seed["step"], marker=marker, zorder=2, **look)
+    ax.ticklabel_format(scilimits=(-3, 4))
+    sns.despine(ax=ax)
+    return dots
 
 
 def _draw_curve(ax: Axes, curves: Mapping[int, pd.DataFrame], name: str, window: int) -> None:

@@ -101,7 +101,9 @@ def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: style.Runs)
     for row in records:
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
-    judging = {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
+    detectable = [row["detectable"] for row in records if row["detectable"] is not None]
+    judging: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
+    judging |= {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
     return {"name": name, "rows": records, "headline": _headline(records)} | judging
 
 

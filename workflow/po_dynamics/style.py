@@ -14,9 +14,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from po_dynamics.errors import InputError
 
 Runs = Mapping[str, Mapping[str, Any]]  # run name → method, family, parameters
 
@@ -47,6 +51,7 @@ VARIANTS = (
     Line("#56B4E9", (0, (8, 2)), "P"),
     Line("#E69F00", (0, (3, 1, 1, 1, 1, 1)), "X"),
 )
+STEPS = {"offline": "optimizer steps", "online": "updates"}
 METHODS = {
     "base": "base model, no SFT",
     "dpo": "DPO",
@@ -150,6 +155,50 @@ def draw_line(
     }
     mean = np.mean(y_by_seed, axis=0)
     ax.plot(x, mean, color=line.colour, linestyle=line.dashes, linewidth=1.6, **(marker if len(x) <= 40 else {}))
+
+
+def select(table: pd.DataFrame, wanted: Mapping[str, Any], name: str) -> pd.DataFrame:
+    chosen = table
+    for column, value in wanted.items():
+        if column not in table:
+            raise InputError(f"{name}: no column {column}; seen: {', '.join(map(str, table.columns))}")
+        seen = chosen[column].unique().tolist()
+        chosen = chosen[chosen[column] == value]
+        if chosen.empty:
+            raise InputError(f"{name}: no row with {column} = {value}; seen: {', '.join(map(str, seen)) or 'no rows'}")
+    return chosen.sort_values([column for column in ("seed", "step") if column in chosen])
+
+
+def by_seed(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Steps (rows) × seeds, of the steps that every seed has."""
+    return table.pivot(index="step", columns="seed", values=column).dropna().sort_index()
+
+
+def draw_table(ax: Axes, table: pd.DataFrame, column: str, line: Line, band: tuple[str, str] | None = None) -> None:
+    values = by_seed(table, column)
+    bands = []
+    if band:
+        low, high = (by_seed(table, name).reindex(values.index) for name in band)
+        bands = [(low[seed].to_numpy(), high[seed].to_numpy()) for seed in values]
+    draw_line(ax, values.index.to_numpy(), [values[seed].to_numpy() for seed in values], line, bands)
+
+
+def ends(table: pd.DataFrame, key: str, column: str, lines: Mapping[str, tuple[str, Line]]) -> list[tuple]:
+    """(text, line, x, y) of the last point of each mean line."""
+    ends = []
+    for name, (text, line) in lines.items():
+        mean = by_seed(table[table[key] == name], column).mean(axis=1)
+        if len(mean):
+            ends.append((text, line, float(mean.index[-1]), float(mean.iloc[-1])))
+    return ends
+
+
+def step_axis(ax: Axes, family: str, title: str, x_label: bool = True) -> None:
+    ax.set_title(title)
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    if x_label:
+        ax.set_xlabel(STEPS[family])
+    sns.despine(ax=ax)
 
 
 def label_lines(ax: Axes, ends: Sequence[tuple[str, Line, float, float]], gap: float = 0.075) -> None:
