@@ -18,11 +18,10 @@ import pytest
 import tiny_ppo
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
-
 from po_dynamics import ppo
 from po_dynamics.errors import InputError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 RUNNER = """
 import json, sys
@@ -67,7 +66,12 @@ def launch(folder: Path, arguments: dict[str, Any], *command: str) -> subprocess
     (folder / "slow_reward.py").write_text(SLOW_REWARD)
     (folder / "job.json").write_text(json.dumps(arguments, default=str))
     path = os.pathsep.join([str(folder), str(Path(ppo.__file__).parents[1])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     return subprocess.Popen(
         [sys.executable, *command, str(folder / "run.py"), str(folder / "job.json")],
         env=environment,
@@ -125,7 +129,9 @@ def test_log_is_consistent(finished: Path) -> None:
     assert (log["ratio_first_deviation"] < 1e-5).all()
     assert (log["kl_coefficient"].diff().dropna() != 0).all()  # kl_target is set
     assert (log["sampling_mismatch"].abs() < 1e-5).all()
-    assert (log["kl_per_response"] / log["kl_per_token"]).iloc[1:].sub(log["response_length"].iloc[1:]).abs().max() < 1e-6
+    assert (log["kl_per_response"] / log["kl_per_token"]).iloc[1:].sub(
+        log["response_length"].iloc[1:]
+    ).abs().max() < 1e-6
 
 
 def test_killed_at_random_points_ends_bit_identical(
@@ -294,7 +300,7 @@ def _check_against_formulas(sample: ppo.RolloutSample) -> None:
         ({"parameters": {"epsilom": 0.2}}, "epsilom"),
         ({"reward": "no.such.module:f"}, "no.such"),
         ({"reward": "/no/such/folder"}, "no such folder"),
-        ({"policy": Path("/no/such/folder")}, "no tokenizer"),
+        ({"policy": Path("/no/such/folder")}, "is not a folder"),
         ({"prompts": Path("/no/such/file")}, "no such file"),
     ],
 )

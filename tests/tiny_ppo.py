@@ -24,7 +24,8 @@ WORDS = [f"w{k}" for k in range(20)]
 SPECIAL = ["<bos>", "<pad>", "<eos>", "<user>", "<bot>", "<unk>"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<user> ' if m['role'] == 'user' else '<bot> ' }}{{ m['content'] }} "
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
 )
 SETTINGS: dict[str, Any] = {
     "max_steps": 4,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from po_dynamics.errors import InputError
-from po_dynamics.models import Batch
+from po_dynamics.models import Batch, check_folder, first_line, turn_off_dropout
 
 NORMALISATION = "normalisation.json"
 
@@ -38,19 +38,28 @@ class Critic(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Critic:
-        """Reads a reward model or a saved critic; InputError where it is missing or has several labels."""
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no model (config.json is missing): give a reward model or a PPO critic/")
+        """Reads a reward model or a saved critic, dropout off; InputError unless it is a complete one-label model."""
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(folder, num_labels=1)
+        turn_off_dropout(config)
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, num_labels=1)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{folder}: cannot read a one-label reward model: {_first_line(error)}") from None
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=dtype, output_loading_info=True
+            )
+        except Exception as error:  # safetensors, torch and transformers each have their own
+            raise InputError(f"{folder}: cannot load a one-label reward model: {first_line(error)}") from None
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])[0]
+            raise InputError(f"{folder}: the weight {missing} is missing: this is not a complete reward model")
         return cls(model, *read_normalisation(folder))
 
     @classmethod
     def from_policy(cls, folder: Path) -> Critic:
         """The policy's backbone under a head of zeros: the start where no reward model of the same tokenizer exists."""
-        critic = cls(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, num_labels=1))
+        config = AutoConfig.from_pretrained(folder, num_labels=1)
+        turn_off_dropout(config)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+        critic = cls(model)
         nn.init.zeros_(critic.model.score.weight)
         return critic
 
@@ -84,7 +93,3 @@ def final_values(critic: nn.Module, batch: Batch) -> Tensor:
     values_BL = critic(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL)
     last_B = batch.attention_mask_BL.sum(1) - 1
     return values_BL.gather(1, last_B.unsqueeze(1)).squeeze(1)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -14,7 +14,15 @@ from po_dynamics import advantages, objectives
 from po_dynamics.advantages import Advantages
 from po_dynamics.critic import Critic, token_values
 from po_dynamics.errors import InputError
-from po_dynamics.models import Batch, collate, token_logps
+from po_dynamics.models import (
+    Batch,
+    collate,
+    default_device,
+    encode_prompt,
+    load_model,
+    load_tokenizer,
+    token_logps,
+)
 from po_dynamics.ppo_settings import PPOSettings
 from po_dynamics.rollout import CachedRollout, Response, Rollout, Sampling, mix, row_uniforms
 from po_dynamics.scorers import Scorer
@@ -83,10 +91,7 @@ def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
     for id_, messages in zip(table["id"], table["prompt"], strict=True):
         messages = [dict(message) for message in messages]
         if (key := repr(messages)) not in unique:
-            ids: Any = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            unique[key] = Prompt(str(id_), messages, list(ids))
+            unique[key] = Prompt(str(id_), messages, encode_prompt(tokenizer, messages))
     kept = [prompt for prompt in unique.values() if len(prompt.ids) <= max_length]
     if not kept:
         raise InputError(
@@ -183,10 +188,8 @@ def score_responses(
 
 
 def sampling_of(settings: PPOSettings, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """The sampling law of the settings; InputError unless the tokenizer has a pad token of its own."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if eos is None or pad is None or eos == pad:
-        raise InputError(f"tokenizer: eos is {eos} and pad is {pad}: PPO needs both, and different: run the SFT stage")
+    """The sampling law of the settings, for a tokenizer with a pad token of its own."""
+    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     return Sampling(settings.max_new_tokens, (eos,), pad, settings.temperature, settings.top_p)
 
 
@@ -211,10 +214,8 @@ def fresh_rollouts(
     options = PPOSettings.of(settings)
     if not (checkpoint / "critic").is_dir():
         raise InputError(f"{checkpoint} has no critic/: it is not a checkpoint of PPO")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = scorers.load_tokenizer(checkpoint)
-    policy, reference_model = (ppo_state.load_policy(folder).eval() for folder in (checkpoint, reference))
-    policy.to(device), reference_model.to(device)
+    device, tokenizer = default_device(), load_tokenizer(checkpoint)
+    policy, reference_model = load_model(checkpoint), load_model(reference)
     critic = Critic.from_pretrained(checkpoint / "critic").to(device).eval()
     scorer = scorers.load(reward, tokenizer, options.micro_batch_size, device)
     pool, _ = load_prompts(prompts, tokenizer, options.max_prompt_length)

@@ -1,8 +1,8 @@
 """Replays golden values of TRL 1.12's PPOTrainer through the production functions, with the switches that restore TRL.
 
-Three independent levels: (1) roll-out tensors → advantages, (2) log-probs and values → losses and gradients, (3) initial
-weights and sampled tokens → the whole trajectory. Only TRL's reading of token ids is rebuilt here (lengths from the first pad
-id, left-padded attention, averages over padding); everything else is what trains.
+Three independent levels: (1) roll-out tensors → advantages, (2) log-probs and values → losses and gradients,
+(3) initial weights and sampled tokens → the whole trajectory (`parity_trajectory`). Only TRL's reading of token ids is
+rebuilt here (lengths from the first pad id, left-padded attention, averages over padding); the rest is what trains.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def level_1(case: Case) -> Iterator[tuple[str, float]]:
         raw = (case(f"{u}/{name}") for name in ("scores_raw", "logprobs_raw", "ref_logprobs_raw", "values_raw"))
         experience = estimate(case, reading, *raw)
         kl = advantages.kl_estimate(experience.old_logps_BT, experience.ref_logps_BT, settings.kl_estimator)
-        scores_N = advantages.penalise_missing_eos(case(f"{u}/scores_raw"), reading.ended_N, settings.missing_eos_penalty)
+        scores_N = advantages.penalise_missing_eos(
+            case(f"{u}/scores_raw"), reading.ended_N, settings.missing_eos_penalty
+        )
         columns_N = advantages.score_columns(reading.last_N, kl.shape[1], settings.score_position)
         estimated = experience.advantages
         yield from compare(

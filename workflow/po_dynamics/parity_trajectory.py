@@ -13,10 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from po_dynamics import objectives, parity_ppo
 from po_dynamics.critic import Critic, final_values
 from po_dynamics.experience import Experience, all_logps, all_values
-from po_dynamics.models import Batch, collate
+from po_dynamics.models import Batch, collate, turn_off_dropout
 from po_dynamics.parity_ppo import Case, Reading, compare, losses, worst
 from po_dynamics.ppo import set_learning_rates
-from po_dynamics.ppo_state import without_dropout
 from po_dynamics.ppo_update import Learner, MicroBatch, Update, grad_norm, make_optimizer
 
 Quantity = tuple[str, float]
@@ -48,7 +47,8 @@ def build(case: Case, role: str) -> nn.Module:
     kind: Any = AutoModelForCausalLM
     if role in ("value", "reward"):
         kind, config.num_labels = AutoModelForSequenceClassification, 1
-    model = without_dropout(kind.from_config(config, attn_implementation=attention)).double()
+    turn_off_dropout(config)
+    model = kind.from_config(config, attn_implementation=attention).double()
     prefix = f"init/{role}/"
     weights = {key.removeprefix(prefix): case(key) for key in case.arrays if key.startswith(prefix)}
     model.load_state_dict(weights, strict=True)
@@ -60,7 +60,8 @@ class Trajectory:
 
     def __init__(self, case: Case) -> None:
         self.case, self.settings = case, case.settings()
-        policy, critic = Positions(build(case, "policy")), Positions(build(case, "value"))
+        self.policy, self.critic = build(case, "policy"), build(case, "value")
+        policy, critic = Positions(self.policy), Positions(self.critic)
         self.reference, self.reward = Positions(build(case, "ref")), build(case, "reward")
         rates = (self.settings.learning_rate, self.settings.weight_decay, self.settings.adam_epsilon)
         optimizers = make_optimizer(policy, *rates), make_optimizer(critic, *rates)
@@ -70,7 +71,8 @@ class Trajectory:
     def __call__(self) -> Iterator[Quantity]:
         for update in self.case.updates:
             yield from self.update(update)
-        for role, model in (("policy", self.learner.policy.model), ("value", self.learner.critic.model.model)):
+        models: list[tuple[str, Any]] = [("policy", self.policy), ("value", self.critic.model)]
+        for role, model in models:
             errors = [worst(value, self.case(f"final/{role}/{name}")) for name, value in model.state_dict().items()]
             yield f"level 3: final/{role}", max(errors)
 
@@ -103,9 +105,7 @@ class Trajectory:
         """Columns of predictions before the response: C − 1."""
         return int(self.case(f"u{update}/context_length")) - 1
 
-    def roll_out(
-        self, update: int, reading: Reading
-    ) -> tuple[Experience, dict[str, tuple[Tensor, Tensor]], Tensor]:
+    def roll_out(self, update: int, reading: Reading) -> tuple[Experience, dict[str, tuple[Tensor, Tensor]], Tensor]:
         """The experience on TRL's rows, raw quantities with the entries to compare, and raw scores."""
         case, context, settings = self.case, self.context(update), self.settings
         sampled = case(f"u{update}/query_responses")
@@ -114,18 +114,16 @@ class Trajectory:
         everything[:, context:] = True
         batch = Batch(sampled.masked_fill(~attended, 0), attended.long(), everything)
         size, response = settings.micro_batch_size, slice(context, None)
-        logps = all_logps(Positions(self.learner.policy.model, float32=True), batch, settings.temperature, size)[:, response]
+        logps = all_logps(Positions(self.policy, float32=True), batch, settings.temperature, size)[:, response]
         ref_logps = all_logps(self.reference, batch, settings.temperature, size)[:, response]
         values = all_values(self.learner.critic, batch, everything, size)[:, response]
         scores_N = self.scores(update, reading)
-        # TRL's old log-probs are float32 sums in an order of their own. Where ours agree to rounding, the trajectory goes
-        # on with the recorded ones: Adam would amplify the last bit of a parameter whose true gradient is zero.
+        # TRL's old log-probs are float32 sums in an order of their own. Where ours agree to rounding, the trajectory
+        # goes on with the recorded ones: Adam would amplify the last bit where the true gradient is zero.
         recorded = case(f"u{update}/logprobs_raw")
         agrees = (logps - recorded).abs() <= 1e-6 * recorded.abs().clamp(min=1.0)
         old_logps = recorded.where(agrees, logps.double())
-        experience = on_rows(
-            parity_ppo.estimate(case, reading, scores_N, old_logps, ref_logps, values), batch, context
-        )
+        experience = on_rows(parity_ppo.estimate(case, reading, scores_N, old_logps, ref_logps, values), batch, context)
         # A sampled pad is no target here; after one, TRL's generation scores attend to it, its forward pass does not.
         targets, always = attended[:, context + 1 :], torch.ones_like(reading.mask)
         raw = {
@@ -154,7 +152,9 @@ def on_rows(experience: Experience, batch: Batch, context: int) -> Experience:
 
     masked = batch._replace(loss_mask_BT=widen(experience.batch.loss_mask_BT))
     estimated = type(experience.advantages)(*map(widen, experience.advantages))
-    parts = map(widen, (experience.value_mask_BT, experience.old_logps_BT, experience.ref_logps_BT, experience.old_values_BT))
+    parts = map(
+        widen, (experience.value_mask_BT, experience.old_logps_BT, experience.ref_logps_BT, experience.old_values_BT)
+    )
     return Experience(masked, *parts, estimated, experience.quantiles)  # type: ignore[arg-type, call-arg]
 
 

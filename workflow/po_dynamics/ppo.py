@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics import advantages, objectives, ppo_metrics, ppo_state, scorers
 from po_dynamics.checkpointing import Termination, TrainingLog, open_state, require_finite
@@ -36,11 +36,11 @@ from po_dynamics.experience import (
     sampling_of,
     score_responses,
 )
-from po_dynamics.models import collate
+from po_dynamics.models import collate, load_model, load_tokenizer
 from po_dynamics.objectives import Objective
 from po_dynamics.ppo_settings import PPOSettings
 from po_dynamics.ppo_update import Learner, NonFiniteError, Update, make_optimizer
-from po_dynamics.rollout import Response, Rollout, Sampling, VLLMRollout, engine, mix, row_uniforms
+from po_dynamics.rollout import Response, Rollout, Sampling, VLLMRollout, check, engine, mix, row_uniforms
 
 __all__ = ["PPOSettings", "RolloutSample", "fresh_rollouts", "train_online"]
 
@@ -123,14 +123,16 @@ class Run:
         self.accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
         options.check_processes(self.accelerator.num_processes)
         self.rule, self.parameters, self.options, self.seed, self.state = rule, parameters, options, seed, state
-        self.tokenizer = scorers.load_tokenizer(policy)
+        self.tokenizer = load_tokenizer(policy)
         self.sampling = sampling_of(options, self.tokenizer)
         self.prompts, too_long = load_prompts(prompts, self.tokenizer, options.max_prompt_length)
+        ids = [prompt.ids for prompt in self.prompts]
+        check(ids, self.sampling, getattr(AutoConfig.from_pretrained(policy), "max_position_embeddings", None))
         if self.accelerator.is_main_process:
             ppo_metrics.announce(options, self.accelerator.num_processes, len(self.prompts), too_long)
         device = self.accelerator.device
         self.scorer = scorers.load(reward, self.tokenizer, options.micro_batch_size, device)
-        self.reference = ppo_state.load_policy(reference).to(device).eval().requires_grad_(False)
+        self.reference = load_model(reference, device=device).requires_grad_(False)
         self.learner = make_learner(policy, reward, options, self.accelerator)
         self.rollout = make_rollout(self.learner, self.sampling, options, self.tokenizer)
         self.log = TrainingLog(state / "training.csv")
@@ -264,7 +266,7 @@ def online_objective(name: str, parameters: Mapping[str, Any]) -> Objective:
 
 def make_learner(policy: Path, reward: str | Path, options: PPOSettings, accelerator: Accelerator) -> Learner:
     """Policy and critic in float32, dropout off, each with its own AdamW, prepared for the processes."""
-    actor, critic = ppo_state.load_policy(policy), ppo_state.load_critic(reward, policy)
+    actor, critic = load_model(policy, device="cpu"), ppo_state.load_critic(reward, policy)
     for model in (actor, critic.model):
         model.train()
         if options.gradient_checkpointing:

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from po_dynamics import scorers
 from po_dynamics.checkpointing import atomic_folder, remove, save_step, write_json
@@ -28,19 +27,6 @@ from po_dynamics.ppo_update import Learner
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def load_policy(folder: Path) -> PreTrainedModel:
-    """A causal language model in float32, dropout off; InputError where the folder holds none or lacks weights."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model: config.json is missing")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise InputError(f"{folder} holds no weights (*.safetensors): the checkpoint is incomplete, make it again")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: cannot load the model: {str(error).strip().splitlines()[0]}") from None
-    return without_dropout(model)
-
-
 def load_critic(reward: str | Path, policy: Path) -> Critic:
     """The critic to start from: that of a PPO checkpoint, else the reward model, else the policy's backbone.
 
@@ -48,34 +34,17 @@ def load_critic(reward: str | Path, policy: Path) -> Critic:
     """
     folder = Path(reward)
     if (policy / "critic").is_dir():
-        critic = Critic.from_pretrained(policy / "critic")
-    elif folder.is_dir() and _can_be_critic(folder, policy):
-        critic = Critic.from_pretrained(folder)
-    else:
-        critic = Critic.from_policy(policy)
-    without_dropout(critic.model)
-    return critic
+        return Critic.from_pretrained(policy / "critic")
+    if folder.is_dir() and _can_be_critic(folder, policy):
+        return Critic.from_pretrained(folder)
+    return Critic.from_policy(policy)
 
 
 def _can_be_critic(reward: Path, policy: Path) -> bool:
     config = json.loads((reward / "config.json").read_text())
     if scorers.ARCHITECTURE in config.get("architectures", []):
         return False
-    return scorers.same_tokenizer(scorers.load_tokenizer(reward), scorers.load_tokenizer(policy))
-
-
-def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """Dropout to 0 in every module and in the config, which attention reads directly."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "hidden_dropout", "dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    for name, value in vars(model.config).items():
-        if "dropout" in name and isinstance(value, (int, float)):
-            setattr(model.config, name, 0.0)
-    return model
+    return scorers.same_tokenizer(scorers.chat_tokenizer(reward), scorers.chat_tokenizer(policy))
 
 
 def save(state: Path, learner: Learner, step: int, kl_coefficient: float) -> None:

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.armorm import ARCHITECTURE, ArmoRM
-from po_dynamics.critic import NORMALISATION, Critic, final_values, read_normalisation
+from po_dynamics.critic import Critic, final_values, read_normalisation
 from po_dynamics.errors import InputError
-from po_dynamics.models import Batch, collate
+from po_dynamics.models import Batch, check_folder, collate, read_tokenizer
 
 Messages = Sequence[Mapping[str, str]]
 Ids = Sequence[int]
@@ -53,9 +53,8 @@ def load(
         if ":" in str(source):
             return FunctionScorer.load(str(source))
         raise InputError(f"reward {source}: no such folder, and not a 'module:function' either")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"reward {folder}: config.json is missing: this folder holds no model")
-    tokenizer = load_tokenizer(folder)
+    check_folder(folder)
+    tokenizer = chat_tokenizer(folder)
     shared = policy_tokenizer is not None and same_tokenizer(tokenizer, policy_tokenizer)
     config = json.loads((folder / "config.json").read_text())
     if ARCHITECTURE in config.get("architectures", []):
@@ -139,26 +138,9 @@ class FunctionScorer:
         return scores
 
 
-def fit_normalisation(folder: Path, prompts: Sequence[Messages], responses: Sequence[str], **options: Any) -> None:
-    """Stores mean and standard deviation of the reward model's raw scores on SFT samples in `normalisation.json`.
-
-    `options` go to `load`. From then on `load(folder)` gives scores of mean 0 and deviation 1 on those samples.
-    """
-    mean, std = read_normalisation(folder)
-    raw = load(folder, **options)(prompts, responses).double() * std + mean
-    if len(raw) < 2 or not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
-        raise InputError(f"{folder}: {len(raw)} scores without a finite, positive spread: cannot normalise the reward")
-    temporary = folder / f"{NORMALISATION}.tmp"
-    temporary.write_text(json.dumps({"mean": float(raw.mean()), "std": float(raw.std())}) + "\n")
-    temporary.replace(folder / NORMALISATION)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer; InputError where it is missing or has no chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no tokenizer: {str(error).splitlines()[0]}") from None
+def chat_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a reward model; InputError where it is missing or has no chat template."""
+    tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template: add one (chat_template.jinja)")
     return tokenizer
