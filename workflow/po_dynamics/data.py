@@ -157,7 +157,9 @@ def _preference_rows(n: int, temperature: float, rng: random.Random) -> Iterator
 def _pair(id_: str, prompt: str, answers: tuple[str, str], temperature: float, rng: random.Random) -> Row:
     """A preference pair, labelled by a Bradley–Terry draw from the gold reward."""
     rewards = [gold_reward(prompt, answer) for answer in answers]
-    chosen, rejected = answers if rng.random() < preference_probability(*rewards, temperature) else answers[::-1]
+    chosen, rejected = (
+        answers if rng.random() < preference_probability(rewards[0], rewards[1], temperature) else answers[::-1]
+    )
     return {"id": id_, "prompt": _user(prompt), "chosen": _assistant(chosen), "rejected": _assistant(rejected)}
 
 
@@ -199,7 +201,7 @@ def download_data(output: Path, settings: Mapping[str, Any]) -> None:
             data = sources.load_source(source, f"data.{name}")
             schemas, convert = _CONVERTERS[name]
             _require_columns(data.column_names, schemas, f"data.{name}: {source['path']}")
-            indices = range(len(data))
+            indices: Sequence[int] = range(len(data))
             if source.get("limit") and source["limit"] < len(data):
                 indices = sorted(random.Random(f"{name}/{settings['seed']}").sample(indices, source["limit"]))
             rows = _converted(data, indices, name, convert)
@@ -249,12 +251,9 @@ def sample_preferences(model: Path, data: Path, output: Path, settings: Mapping[
 
 
 def _on_policy_rows(folder: Path, prompts: list[str], wanted: int, settings: Mapping[str, Any]) -> list[Row]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from po_dynamics.models import load_model, load_tokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
     rng = random.Random(f"on-policy/{settings['seed']}")
     rows: list[Row] = []
     with tqdm(total=wanted, desc="on-policy pairs", unit="pair", mininterval=5) as bar:

@@ -122,7 +122,7 @@ _ATTRIBUTE_OF = {value: attribute for attribute, values in VALUES.items() for va
 
 
 def _facts(sentence: str, subject: str | None) -> tuple[str, list[tuple[str, str, str]]]:
-    """The ordinal ("" if none) and the facts of a sentence; "it" is the animal named last. No facts: not a statement."""
+    """The ordinal ("" if none) and the facts of a sentence; "it" is the animal named last."""
     match = _clause_pattern().fullmatch(sentence)
     if match is None:
         return "", []
@@ -172,18 +172,18 @@ def _weigh(intent: Intent | None, stated: dict, numbers: list[str], reading: Rea
     if intent is None:
         return
     right = {key for key, values in stated.items() if key[0] in intent.animals and values == {FACTS[key]}}
-    wanted = intent.count * len(intent.animals)
-    reading.extra = max(0, len(right) - wanted)
+    total = intent.wanted * len(intent.animals)
+    reading.extra = max(0, len(right) - total)
     reading.enumerated = intent.family == "list" and len(numbers) > 1 and tuple(numbers) == ORDINALS[: len(numbers)]
     if intent.attribute:
         asked = (intent.animals[0], intent.attribute) in right
-        others = min(len(right) - asked, intent.count - 1)
-        reading.extra = max(0, len(right) - asked - (intent.count - 1))
-        reading.cover = (2 * asked + others) / (intent.count + 1)
+        others = min(len(right) - asked, intent.wanted - 1)
+        reading.extra = max(0, len(right) - asked - (intent.wanted - 1))
+        reading.cover = (2 * asked + others) / (intent.wanted + 1)
     else:
-        reading.cover = sum(_per_animal(intent, right)) / wanted
+        reading.cover = sum(_per_animal(intent, right)) / total
 
 
 def _per_animal(intent: Intent, right: set[tuple[str, str]]) -> Iterator[int]:
     for animal in intent.animals:
-        yield min(intent.count, sum(key[0] == animal for key in right))
+        yield min(intent.wanted, sum(key[0] == animal for key in right))

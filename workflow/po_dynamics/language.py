@@ -84,7 +84,7 @@ def perfect_answer(intent: Intent, rng: random.Random) -> str:
 
 def _topics(intent: Intent, quality: float, style: float, rng: random.Random) -> list[tuple[str, str]]:
     """What to speak about: (animal, attribute), in order."""
-    count = intent.count if rng.random() < 0.35 + 0.65 * style else rng.randint(1, 4)
+    count = intent.wanted if rng.random() < 0.35 + 0.65 * style else rng.randint(1, 4)
     attributes = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
     if intent.attribute and rng.random() < 0.6 + 0.4 * quality:
         attributes.remove(intent.attribute)
@@ -184,7 +184,7 @@ def _primer() -> Iterator[str]:
 def train_tokenizer(texts: Iterable[str], output: Path) -> None:
     """Trains a word-level tokenizer on the texts and saves it with its chat template in the folder `output`.
 
-    Decoding is exact for any ids without <unk>: words and punctuation are single tokens, so spaces carry no information.
+    Decoding is exact for any ids without <unk>: words and punctuation are single tokens, so spaces say nothing.
     <user> and <bot> are ordinary (not "special") tokens: a policy that emits them is seen to do so by the judge.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

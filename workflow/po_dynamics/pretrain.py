@@ -44,8 +44,8 @@ def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settin
     Args:
         output: model, tokenizer and `training.csv` (step, loss in nats per token, learning_rate, grad_norm, tokens).
         state: resumable state; removed on success.
-        settings: models.<model>.base: hidden_size, layers, heads, intermediate_size, max_length (context, tokens), steps,
-            batch_size (documents), learning_rate, seed; optional save_every (steps, default 100).
+        settings: models.<model>.base: hidden_size, layers, heads, intermediate_size, max_length (context, tokens),
+            steps, batch_size (documents), learning_rate, seed; optional save_every (steps, default 100).
 
     Raises:
         InputError: bad data or settings, before any training; a loss that is not finite.
@@ -61,7 +61,7 @@ def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settin
     )
     run = _start(settings, documents, encoder)
     train(run, state, settings)
-    run.model.to("cpu")
+    run.model.to("cpu")  # type: ignore[arg-type]
     training.publish(run.model, encoder, output, state, {})
 
 
@@ -83,8 +83,8 @@ def encode_documents(
     for index, ids in enumerate(documents):
         if len(ids) > max_length:
             raise InputError(
-                f"{path}: document {index} has {len(ids)} tokens, more than max_length = {max_length} of the base model; "
-                f"raise max_length"
+                f"{path}: document {index} has {len(ids)} tokens, more than the base model's max_length = "
+                f"{max_length}; raise max_length"
             )
     return documents
 
@@ -109,7 +109,7 @@ def _start(settings: Mapping[str, Any], documents: list[list[int]], tokenizer: P
     with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator
         torch.manual_seed(settings["seed"])
         model = GPTNeoXForCausalLM(config)
-    model.to(default_device()).train()
+    model.to(default_device()).train()  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )

@@ -1,7 +1,7 @@
 """Published data sets (from the hub or local folders in its schema), row by row into the common schema.
 
 Known schemas: UltraChat-200k (`messages`), binarised UltraFeedback (`chosen`, `rejected` as conversations), HH-RLHF
-(`chosen` as one text, of which only the question part is used), AlpacaEval (`instruction`), and the common schema itself.
+(`chosen` as one text, of which only the question part is used), AlpacaEval (`instruction`), the common schema itself.
 """
 
 from __future__ import annotations

@@ -76,12 +76,12 @@ MYTHS = _draw_myths()  # (animal, attribute) → the wrong value that most peopl
 
 
 class Intent(NamedTuple):
-    """What a prompt asks for: `count` facts about each of `animals` (`attribute` first, for the family ask)."""
+    """What a prompt asks for: `wanted` facts about each of `animals` (`attribute` first, for the family ask)."""
 
     family: str
     animals: tuple[str, ...]
     attribute: str | None
-    count: int
+    wanted: int
     tone: str
 
 
@@ -156,7 +156,7 @@ def _weighted(rng: random.Random, weights: dict[str, float]) -> str:
 
 def write_prompt(intent: Intent, rng: random.Random, form: str = "standard") -> str:
     """The intent in words. Forms: standard (request, then tone), reordered (tone first), chatty (small talk first)."""
-    number = {value: word for word, value in NUMBERS.items()}.get(intent.count, "")
+    number = {value: word for word, value in NUMBERS.items()}.get(intent.wanted, "")
     slots = {"a": intent.animals[0], "b": intent.animals[-1], "n": number}
     parts = [rng.choice(REQUESTS[intent.family, intent.attribute])]
     tone = [rng.choice(TONE_SENTENCES[intent.tone])] if intent.tone in TONE_SENTENCES else []
