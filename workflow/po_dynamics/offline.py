@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
+from transformers import AutoConfig, PreTrainedConfig
 
 from po_dynamics import models, objectives
 from po_dynamics.checkpointing import TrainingLog, atomic_file, atomic_folder, open_state, remove
@@ -23,7 +24,6 @@ from po_dynamics.errors import InputError
 from po_dynamics.preferences import EncodedPair, encode_pairs, read_table
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import DPOConfig
 
 
@@ -35,13 +35,13 @@ def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[s
 
     `settings` needs micro_batch_size, max_length and precision; the pairs are those that `train_offline` sees.
     """
-    policy, tokenizer = _load(model)
-    policy.eval().to(device := _device())
-    pairs = encode_pairs(data, tokenizer, _context(policy, settings))
+    policy, tokenizer = models.load_model(model), models.load_tokenizer(model)
+    device = policy.device
+    pairs = encode_pairs(data, tokenizer, _context(policy.config, settings))
     responses = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     by_length = sorted(range(len(responses)), key=lambda i: -len(responses[i][0]) - len(responses[i][1]))
     logps, size = [0.0] * len(responses), 2 * settings["micro_batch_size"]
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
         for start in tqdm(range(0, len(responses), size), mininterval=5, desc="reference log-probs", unit="batch"):
             indices = by_length[start : start + size]
             prompts, answers = zip(*(responses[i] for i in indices), strict=True)
@@ -94,8 +94,9 @@ def train_offline(
     method.check(parameters)
     steps = _checkpoint_steps(settings, first_step)
     accumulation = _accumulation(settings)
-    policy, tokenizer = _load(init)
-    pairs = encode_pairs(preferences, tokenizer, _context(policy, settings))
+    models.check_folder(init)
+    tokenizer = models.load_tokenizer(init)
+    pairs = encode_pairs(preferences, tokenizer, _context(AutoConfig.from_pretrained(init), settings))
     rows = _rows(pairs, read_reference(reference, [pair.id for pair in pairs]))
     inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
     run = {"objective": objective, "parameters": dict(parameters), "settings": dict(settings), "seed": seed}
@@ -104,8 +105,10 @@ def train_offline(
 
     from po_dynamics import offline_trainer, resume  # these import TRL and transformers
 
+    # transformers' resume leaves weights at their initial values that are renamed in files (GPT-NeoX's head, silently).
+    saved = resume.last_complete(state)
     trainer = offline_trainer.OfflineTrainer(
-        policy,
+        models.load_model(saved or init, device="cpu"),
         _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed),
         tokenizer,
         _in_order(rows, settings, first_step, seed),
@@ -237,8 +240,8 @@ def _identity(path: Path) -> list[list[Any]]:
     return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _context(policy: PreTrainedModel, settings: Mapping[str, Any]) -> int:
-    context = getattr(policy.config, "max_position_embeddings", None)
+def _context(config: PreTrainedConfig, settings: Mapping[str, Any]) -> int:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context and settings["max_length"] > context:
         raise InputError(f"max_length = {settings['max_length']} is above the model's context of {context} tokens")
     return int(settings["max_length"])
@@ -246,23 +249,3 @@ def _context(policy: PreTrainedModel, settings: Mapping[str, Any]) -> int:
 
 def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model with fp32 weights and without dropout, and its tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-        raise InputError(f"{path} is no checkpoint with weights: it needs config.json and *.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise InputError(f"{path}: the tokenizer has no pad token of its own; make the model with the sft stage")
-    config = AutoConfig.from_pretrained(path)
-    for key, value in config.to_dict().items():  # TRL switches off dropout modules, but not attention's function
-        if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
-            setattr(config, key, 0.0)
-    return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32), tokenizer

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
-
-Messages = list[dict[str, str]]
+from po_dynamics.models import encode_prompt, encode_response
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Token ids of one preference pair; the responses end with the tokens that the chat template closes them with."""
+    """Token ids of one preference pair; the responses end with EOS."""
 
     id: str
     prompt_ids: list[int]
@@ -42,12 +41,11 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[EncodedPair]:
     """Token ids of all pairs of `preferences.parquet`, as TRL's DPOTrainer makes them.
 
-    The response starts where the rendered prompt and the rendered conversation part. What exceeds `max_length` tokens
-    is cut off at the end of the response, and counted on standard error.
+    What exceeds `max_length` tokens is cut off at the end of the response, and counted on standard error.
 
     Raises:
         InputError: a missing column, no rows, an `id` that occurs twice, a prompt that leaves no room for a response
-            (TRL would drop the row silently), an empty response.
+            (TRL would drop the row silently), messages that the chat template refuses.
     """
     rows = read_table(path, ["id", "prompt", "chosen", "rejected"])
     if len({row["id"] for row in rows}) < len(rows):
@@ -58,10 +56,6 @@ def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
             f"{path}: the prompt of {long[0].id} has {len(long[0].prompt_ids)} tokens, which leaves no room for a "
             f"response in max_length = {max_length} ({len(long)} such rows); shorten them or raise max_length"
         )
-    for pair in pairs:
-        for role, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-            if not ids:
-                raise InputError(f"{path}: the {role} response of {pair.id} is empty")
     cut = [_truncate(pair, max_length) for pair in pairs]
     count = sum(a != b for a, b in zip(pairs, cut, strict=True))
     if count:
@@ -70,22 +64,12 @@ def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def _encode(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, path: Path) -> EncodedPair:
-    def render(messages: Messages, prompt: bool) -> list[int]:
-        encoding: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=True)
-        return list(encoding["input_ids"])
-
     try:
-        prompt_ids = render(row["prompt"], True)
-        chosen_ids = render([*row["prompt"], *row["chosen"]], False)
-        rejected_ids = render([*row["prompt"], *row["rejected"]], False)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: row {row['id']} cannot be rendered by the chat template: {error}") from error
-    start = min(_common_prefix(prompt_ids, chosen_ids), _common_prefix(prompt_ids, rejected_ids))
-    return EncodedPair(str(row["id"]), prompt_ids[:start], chosen_ids[start:], rejected_ids[start:])
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        prompt_ids = encode_prompt(tokenizer, row["prompt"])
+        responses = (encode_response(tokenizer, row["prompt"], row[role][0]) for role in ("chosen", "rejected"))
+        return EncodedPair(str(row["id"]), prompt_ids, *responses)
+    except (InputError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: row {row['id']} cannot be encoded: {error}") from error
 
 
 def _truncate(pair: EncodedPair, max_length: int) -> EncodedPair:
