@@ -21,7 +21,6 @@ rule pretrain_base:
         model=names(WORLD_MODELS),
     conda:
         "../../envs/train.yaml"
-    threads: 2
     params:
         code=code("pretrain_base.py"),
         settings=lambda wildcards: MODELS[wildcards.model]["base"],
@@ -59,7 +58,6 @@ rule train_sft:
         "results/{experiment}/logs/{model}/train_sft.log",
     conda:
         "../../envs/train.yaml"
-    threads: 2
     resources:
         gpu=gpus,
         mem_mb=lambda wildcards: 96000 if gpus(wildcards) else 3000,

@@ -34,17 +34,16 @@ def evaluated(table):
 
 
 def figure_files(wildcards):
-    """Every figure of the experiment: the paper's, per model, and the training curves of every run."""
+    """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
     root = f"results/{config['experiment']}/figures"
-    for model in MODELS:
-        yield f"{root}/{model}/figure_4.png"
-    for model, run in sorted({(model, run) for model, run, _ in seeds()}):
-        yield f"{root}/{model}/training_{run}.png"
-    for model, run in sorted({(model, run) for model, run, _ in seeds("offline", probed=True)}):
-        yield f"{root}/{model}/figure_1_{run}.png"
-    for model, run in sorted({(model, run) for model, run, _ in seeds("online", probed=True)}):
-        yield f"{root}/{model}/figure_2_{run}.png"
-        yield f"{root}/{model}/figure_3_{run}.png"
+    offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
+    online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
+    return (
+        [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
+        + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
+        + [f"{root}/{model}/figure_4.png" for model in MODELS]
+        + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
+    )
 
 
 rule tabulate_dynamics:
@@ -94,6 +93,7 @@ rule draw_dynamics:
         dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
     output:
         figure="results/{experiment}/figures/{model}/figure_{number}_{run}.png",
+        vector="results/{experiment}/figures/{model}/figure_{number}_{run}.pdf",
         provenance="results/{experiment}/figures/{model}/figure_{number}_{run}.png.json",
     log:
         "results/{experiment}/logs/{model}/draw_figure_{number}_{run}.log",
@@ -115,6 +115,7 @@ rule draw_advantages:
         advantages="results/{experiment}/tables/advantages.parquet",
     output:
         figure="results/{experiment}/figures/{model}/figure_3_{run}.png",
+        vector="results/{experiment}/figures/{model}/figure_3_{run}.pdf",
         provenance="results/{experiment}/figures/{model}/figure_3_{run}.png.json",
     log:
         "results/{experiment}/logs/{model}/draw_figure_3_{run}.log",
@@ -132,6 +133,7 @@ rule draw_win_rates:
         win_rates=artefact("results/{experiment}/tables/win_rates.csv"),
     output:
         figure="results/{experiment}/figures/{model}/figure_4.png",
+        vector="results/{experiment}/figures/{model}/figure_4.pdf",
         provenance="results/{experiment}/figures/{model}/figure_4.png.json",
     log:
         "results/{experiment}/logs/{model}/draw_figure_4.log",
@@ -152,6 +154,7 @@ rule draw_training:
         ],
     output:
         figure="results/{experiment}/figures/{model}/training_{run}.png",
+        vector="results/{experiment}/figures/{model}/training_{run}.pdf",
         provenance="results/{experiment}/figures/{model}/training_{run}.png.json",
     log:
         "results/{experiment}/logs/{model}/draw_training_{run}.log",
