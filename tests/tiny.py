@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +137,39 @@ def write_prompts(path: Path, rows: int = 10, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"id": [f"q{i}" for i in range(rows)], "prompt": prompts}).to_parquet(path)
     return path
+
+
+def in_child(function: Callable[[], object], *, signal_after: float | None = None, signal_number: int = 9) -> int:
+    """Runs `function` in a forked process, which a signal may end after some seconds; returns its exit code.
+
+    A fork has all imports done, so that killing many runs costs little. Negative codes are signals.
+    """
+    torch.set_num_threads(1)  # OpenMP threads do not survive a fork
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if signal_after is not None:
+        time.sleep(signal_after)
+        os.kill(process, signal_number)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def die() -> None:
+    """SIGKILL to the own process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def same_files(one: Path, other: Path) -> list[str]:
+    """Names of the files that differ, or are missing on one side."""
+    names = {str(f.relative_to(root)) for root in (one, other) for f in root.rglob("*") if f.is_file()}
+    paths = {name: (one / name, other / name) for name in sorted(names)}
+    return [n for n, (a, b) in paths.items() if not (a.exists() and b.exists() and a.read_bytes() == b.read_bytes())]
