@@ -86,24 +86,15 @@ def win_rates(model="menagerie", runs=RUNS):
 def training(family="offline", seeds=(0, 1)):
     steps = np.arange(1, 251 if family == "offline" else 61)
     names = {
-        "offline": ["loss", "reward_chosen", "reward_rejected", "margin", "accuracy", "grad_norm", "learning_rate"],
-        "online": [
-            "reward",
-            "kl",
-            "entropy",
-            "policy_loss",
-            "value_loss",
-            "clip_fraction",
-            "policy_grad_norm",
-            "length",
-        ],
-    }[family]
+        "offline": "loss rewards_chosen rewards_rejected rewards_margins grad_norm learning_rate",
+        "online": "reward kl_per_response kl_k3_per_response entropy policy_loss value_loss clip_fraction"
+        " policy_grad_norm my_own episodes_per_second",
+    }[family].split()
     curves = {}
     for seed in seeds:
         rng = np.random.default_rng(seed)
         columns = {
-            name: 1e-3**i * 0 + np.log1p(steps) * (1 - i / 4) + 0.1 * rng.normal(size=len(steps))
-            for i, name in enumerate(names)
+            name: np.log1p(steps) * (1 - i / 4) + 0.1 * rng.normal(size=len(steps)) for i, name in enumerate(names)
         }
         curves[seed] = pd.DataFrame({"step": steps, **columns, "constant": 1.0})
     return curves

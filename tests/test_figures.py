@@ -181,10 +181,24 @@ def test_linear_threshold_keeps_small_values_visible():
 
 def test_training_curves_show_what_varies(kept, tmp_path):
     curves = synthetic.training("online")
-    curves[0].loc[3, "kl"] = np.nan
+    curves[0].loc[3, "entropy"] = np.nan
     figures.draw_training(curves, tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
     titles = [ax.get_title(loc="left") for ax in kept[0][0].axes]
-    assert titles == [name.replace("_", " ") for name in curves[0] if name not in ("step", "constant")]
+    assert titles == [
+        *("reward", "KL, nats/response", "entropy, nats/token", "policy loss", "value loss", "share clipped"),
+        *("grad norm, policy", "my own"),
+    ]
+    kl = kept[0][0].axes[1]
+    thick = [line for line in kl.lines if line.get_linewidth() > 1]
+    assert [line.get_label() for line in thick] == ["k1", "k3"]
+    mean = sum(table["kl_per_response"] for table in curves.values()) / 2
+    assert thick[0].get_ydata() == pytest.approx(mean.rolling(2, center=True, min_periods=1).mean())
+
+
+def test_a_log_of_one_step_is_drawn(kept, tmp_path):
+    curves = {0: synthetic.training()[0][:1]}
+    figures.draw_training(curves, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    assert [ax.get_title(loc="left") for ax in kept[0][0].axes][:2] == ["loss", "implicit reward"]
 
 
 @pytest.mark.parametrize(

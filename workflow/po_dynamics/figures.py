@@ -18,14 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from po_dynamics import captions, style
+from po_dynamics.curves import draw_training
 from po_dynamics.errors import InputError
+
+__all__ = ["draw_advantages", "draw_alignment", "draw_prediction", "draw_training", "draw_win_rates"]
 
 _PANELS = (("TOT",), ("POS", "NEG"), ("TOP", "MID", "BOT"))
 _TITLES = {
     "offline": ("whole objective", "by sign", "by weight ω"),
     "online": ("whole objective", "by sign", "by weight |Â|"),
 }
-_CURVE = "#0072B2"
 # Figure 4's panels: title and the methods in it; the uncontrolled run of the family is drawn in each.
 _WIN_RATE_PANELS = (
     ("DPO ablations", ("dpo_no_neg", "dpo_no_pos")),
@@ -172,31 +174,6 @@ def draw_win_rates(win_rates: pd.DataFrame, output: Path, *, model: str, runs: s
         style.save(figure, output, "Figure 4. Win rates of the variants", captions.win_rates(table, families))
 
 
-def draw_training(curves: Mapping[int, pd.DataFrame], output: Path, *, model: str, run: str, runs: style.Runs) -> None:
-    """Training curves of one run: a panel per logged quantity that varies.
-
-    Args:
-        curves: `training.csv` by seed, first column `step`.
-    """
-    names = [name for name in next(iter(curves.values())).columns if _varies(name, curves.values())]
-    if not names:
-        raise InputError(f"training.csv of {run}: no quantity that varies over steps; is the log complete?")
-    label, family = style.run_labels([run], runs, with_method=True)[run], runs[run]["family"]
-    steps = int(max(table["step"].max() for table in curves.values()))
-    window = max(1, max(len(table) for table in curves.values()) // 25)
-    rows = -(-len(names) // 4)
-    with style.theme():
-        size, grid = (7.2, 1.45 * rows), {"wspace": 0.42, "hspace": 0.7}
-        figure, axes = plt.subplots(rows, 4, figsize=size, squeeze=False, gridspec_kw=grid)
-        for i, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
-            _draw_curve(ax, curves, name, window)
-            style.step_axis(ax, family, name.replace("_", " "), x_label=i + 4 >= len(names))
-        for ax in axes.flat[len(names) :]:
-            ax.remove()
-        caption = captions.training(label, model, list(curves), steps, window)
-        style.save(figure, output, f"Training of {label}", caption)
-
-
 def _linear_threshold(values: pd.Series) -> float:
     """Where the symmetric-log scale turns linear: a power of ten below most values, at most five decades down."""
     sizes = values.abs()[values != 0]
@@ -275,19 +252,3 @@ def _scatter(ax: Axes, table: pd.DataFrame, column: str) -> Any:
     ax.ticklabel_format(scilimits=(-3, 4))
     sns.despine(ax=ax)
     return dots
-
-
-def _draw_curve(ax: Axes, curves: Mapping[int, pd.DataFrame], name: str, window: int) -> None:
-    tables = [table[["step", name]].dropna().assign(seed=seed) for seed, table in curves.items() if name in table]
-    values = pd.concat(tables).pivot(index="step", columns="seed", values=name)
-    smooth = values.mean(axis=1).rolling(window, center=True, min_periods=1).mean()
-    ax.plot(values.index, values, color=_CURVE, linewidth=0.5, alpha=0.4)
-    ax.plot(smooth.index, smooth, color=_CURVE, linewidth=1.5)
-    ax.ticklabel_format(axis="y", scilimits=(-3, 4))
-
-
-def _varies(name: str, tables: Iterable[pd.DataFrame]) -> bool:
-    if name in ("step", "epoch"):
-        return False
-    columns = [table[name] for table in tables if name in table]
-    return all(pd.api.types.is_numeric_dtype(column) and column.nunique() > 1 for column in columns)
