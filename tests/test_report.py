@@ -1,5 +1,6 @@
 import html.parser
 import json
+import pathlib
 import re
 
 import pandas as pd
@@ -140,6 +141,14 @@ def test_captions_and_configuration_are_text(page):
 )
 def test_durations(seconds, text):
     assert report._duration(seconds) == text
+
+
+def test_figures_come_in_the_order_of_their_numbers():
+    names = ["b/figure_1.png", "a/training_dpo.png", "a/figure_10_x.png", "a/figure_2_ppo.png", "a/figure_2_dpo.png"]
+    ordered = sorted(map(pathlib.Path, names), key=report._natural)
+    assert [str(path) for path in ordered] == [
+        *("a/figure_2_dpo.png", "a/figure_2_ppo.png", "a/figure_10_x.png", "a/training_dpo.png", "b/figure_1.png")
+    ]
 
 
 def test_bad_inputs_name_the_file_and_leave_the_report(inputs, tmp_path):

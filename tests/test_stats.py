@@ -111,6 +111,16 @@ def test_interval_with_missing_values_and_without_variation():
     assert bounds[:, 1] == pytest.approx([0.025 ** (1 / 40), 1])
     assert bounds[:, 2].tolist() == [0.5, 0.5]  # identical outputs: a tie by construction
     assert bounds[:, 3] == pytest.approx([0, 1 - 0.025 ** (1 / 40)])
+    assert stats.interval(values[:, 3:], rates=False)[:, 0].tolist() == [0, 0]  # differences of two equal runs
+
+
+def test_equal_runs_differ_by_nothing():
+    outcomes = outcomes_of({0: 0.5, 10: 0.7}, n=30)
+    twin = stats.results_table(pd.concat([outcomes, outcomes.assign(run="cdpo")]), RUNS).set_index("run").loc["cdpo"]
+    assert (
+        twin[["difference", "difference_low", "difference_high", "detectable", "peak_difference"]].tolist() == [0] * 5
+    )
+    assert twin["p_holm"] == 1
 
 
 def test_sign_flip_is_exact_for_few_prompts_and_uniform_under_the_null():
@@ -183,7 +193,7 @@ def test_pairing_narrows_the_interval():
     """The same prompts are hard for both runs, so the difference is better known than from two separate rates."""
     a = outcomes_of({1: 0.6}, n=2000, seed=1)["outcome"].to_numpy()
     b = outcomes_of({1: 0.6}, n=2000, seed=2)["outcome"].to_numpy()
-    paired = np.ptp(stats.interval((a - b)[:, None])[:, 0])
+    paired = np.ptp(stats.interval((a - b)[:, None], rates=False)[:, 0])
     separate = np.hypot(*np.ptp(stats.interval(np.stack([a, b], 1)), axis=0))
     assert paired < 0.9 * separate
 

@@ -6,6 +6,7 @@ import base64
 import datetime
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ def write_report(
         runs: run name → `method`, `family`, `parameters`.
         results: the results table (CSV of `stats.results_table`).
         win_rates: `win_rates.csv`.
-        figures: PNG files with `Title` and `Description` (see `style.save`), in the order of the report; those called
-            `training_*` go into a section that is folded away.
+        figures: PNG files with `Title` and `Description` (see `style.save`), shown by folder and number; those called
+            `training_*` go into a section of their own, folded away.
         tables: further tables to link to.
         records: provenance JSON files; by default every one below the report's folder.
 
@@ -52,7 +53,7 @@ def write_report(
         InputError: for a missing or empty table, or a figure that cannot be read.
     """
     result_rows, rates = _read(results), _read(win_rates)
-    of_figures = [_figure(path, output.parent) for path in figures]
+    of_figures = [_figure(path, output.parent) for path in sorted(figures, key=_natural)]
     stages = _stages(_records(find_records(output.parent) if records is None else records))
     page = (
         _environment()
@@ -135,6 +136,13 @@ def _figure(path: Path, root: Path) -> dict[str, Any]:
     title, training = text.get("Title", path.stem), path.stem.startswith("training_")
     source = {"path": os.path.relpath(path, root), "data": data, "width": round(0.56 * width)}
     return {"title": title, "caption": text.get("Description", ""), "training": training} | source
+
+
+def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
+    """By folder, then by name with numbers in their order: figure_2 before figure_10."""
+    return str(path.parent), [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)
+    ]
 
 
 def _records(paths: Iterable[Path]) -> list[dict[str, Any]]:

@@ -90,11 +90,13 @@ def win_rates(outcomes: pd.DataFrame, judge: str) -> pd.DataFrame:
     return table
 
 
-def interval(values_NK: np.ndarray, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def interval(
+    values_NK: np.ndarray, *, rates: bool = True, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> np.ndarray:
     """Percentile bootstrap interval of the mean over N prompts of each of K columns: (2, K).
 
-    NaN is missing. The columns share their resamples. A column that is all 0 or all 1 shows the bootstrap no variation;
-    it gets the exact binomial interval (Clopper–Pearson) instead of one of width 0.
+    NaN is missing. The columns share their resamples. A column of `rates` that is all 0 or all 1 shows the bootstrap no
+    variation; it gets the exact binomial interval (Clopper–Pearson) instead of one of width 0.
     """
     values = np.asarray(values_NK, dtype=float)
     present = ~np.isnan(values)
@@ -104,7 +106,7 @@ def interval(values_NK: np.ndarray, level: float = LEVEL, draws: int = DRAWS, se
     bounds = np.nanquantile(means_DK, [(1 - level) / 2, (1 + level) / 2], axis=0)
     for column in range(values.shape[1]):
         given = values[present[:, column], column]
-        if len(given) and given.min() == given.max() and given[0] in (0, 1):
+        if rates and len(given) and given.min() == given.max() and given[0] in (0, 1):
             exact = scipy_stats.binomtest(int(given.sum()), len(given)).proportion_ci(level, "exact")
             bounds[:, column] = exact.low, exact.high
     return bounds
@@ -233,7 +235,7 @@ def _against(cube: Mapping[int, pd.DataFrame], parent: Mapping[int, pd.DataFrame
 def _compare(differences: np.ndarray) -> list[float]:
     if len(differences) < 2:
         raise InputError(f"{len(differences)} prompts were judged for both runs: a comparison needs at least 2")
-    low, high = interval(differences[:, None])[:, 0]
+    low, high = interval(differences[:, None], rates=False)[:, 0]
     p = sign_flip_p(differences)
     return [100 * differences.mean(), 100 * low, 100 * high, p, 100 * detectable_difference(differences)]
 
