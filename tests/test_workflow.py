@@ -99,7 +99,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
-DRAWN = {"draw_dynamics", "draw_advantages", "draw_win_rates", "draw_training", "write_report"}
+DRAWN = {"draw_dynamics", "draw_advantages", "draw_prediction", "draw_win_rates", "draw_training", "write_report"}
 
 
 def test_comments_and_docstrings_rerun_nothing(copied):

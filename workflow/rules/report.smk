@@ -42,6 +42,8 @@ def figure_files(wildcards):
         [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
         + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
         + [f"{root}/{model}/figure_4.png" for model in MODELS]
+        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in config["probe"]["final_sets"]]
+        + [f"{root}/{model}/prediction_{run}.png" for model, run in offline + online]
         + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
     )
 
@@ -98,12 +100,12 @@ rule draw_dynamics:
     log:
         "results/{experiment}/logs/{model}/draw_figure_{number}_{run}.log",
     wildcard_constraints:
-        number="1|2",
+        number="1|2|7",
     conda:
         "../../envs/plot.yaml"
     params:
         code=code("draw_dynamics.py"),
-        final_set=config["probe"]["final_sets"][0],
+        final_set=lambda wildcards: "train" if wildcards.number == "7" else "heldout",
         runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
     script:
         "../scripts/draw_dynamics.py"
@@ -126,6 +128,26 @@ rule draw_advantages:
         runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
     script:
         "../scripts/draw_advantages.py"
+
+
+rule draw_prediction:
+    input:
+        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+        prediction="results/{experiment}/tables/prediction.parquet",
+        rank_correlation="results/{experiment}/tables/rank_correlation.parquet",
+    output:
+        figure="results/{experiment}/figures/{model}/prediction_{run}.png",
+        vector="results/{experiment}/figures/{model}/prediction_{run}.pdf",
+        provenance="results/{experiment}/figures/{model}/prediction_{run}.png.json",
+    log:
+        "results/{experiment}/logs/{model}/draw_prediction_{run}.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("draw_prediction.py"),
+        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
+    script:
+        "../scripts/draw_prediction.py"
 
 
 rule draw_win_rates:

@@ -1,4 +1,4 @@
-"""Rule draw_dynamics: Figures 1 and 2, the gradient alignment of one run over its steps."""
+"""Rule draw_dynamics: Figures 1, 2 and 7b, the gradient alignment of one run over its steps."""
 
 from pathlib import Path
 

@@ -1,0 +1,18 @@
+"""Rule draw_prediction: the change of the NLL of D′ between checkpoints against what G predicts."""
+
+from pathlib import Path
+
+from po_dynamics.stage import stage
+
+with stage(snakemake):
+    import pandas as pd
+    from po_dynamics.figures import draw_prediction
+
+    draw_prediction(
+        pd.read_parquet(snakemake.input.prediction),
+        pd.read_parquet(snakemake.input.rank_correlation),
+        Path(snakemake.output.figure),
+        model=snakemake.wildcards.model,
+        run=snakemake.wildcards.run,
+        runs=snakemake.params.runs,
+    )
