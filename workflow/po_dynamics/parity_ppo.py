@@ -72,8 +72,14 @@ class Case:
         found = [key for key in self.arrays if key.startswith(f"u{update}/micro") and key.endswith("/inds")]
         return range(len(found))
 
-    def settings(self) -> PPOSettings:
-        """The production settings that reproduce TRL."""
+    def steps_every(self, update: int) -> int:
+        """Micro-batches per optimizer step: accelerate steps after each one of the last batch of the data loader."""
+        micros = len(self.micros(update))
+        wrapped = self.meta["optimizer_steps_per_update"][update] == micros
+        return 1 if wrapped else self.config["gradient_accumulation_steps"]
+
+    def settings(self, update: int = 0) -> PPOSettings:
+        """The production settings that reproduce TRL in an update."""
         config, optimizer, steps = self.config, self.meta["optimizer"], len(self.updates)
         clipped = optimizer.get("gradient_clipping_applied", False)
         return PPOSettings(
@@ -100,7 +106,8 @@ class Case:
             whiten_rewards=config["whiten_rewards"],
             score_position="after_eos",
             loss_norm="micro_mean",
-            step_every=config["gradient_accumulation_steps"],
+            step_every=self.steps_every(update),
+            accumulation=config["gradient_accumulation_steps"],
         )
 
 

@@ -94,7 +94,8 @@ class Trajectory:
         watch = Watch(case, update, experience, self.learner, found)
         set_learning_rates(self.learner, self.settings, update)
         parameters = {"epsilon": case.config["cliprange"]}
-        run = Update(self.learner, objectives.get("ppo"), parameters, self.settings, update, watch)
+        settings = case.settings(update)
+        run = Update(self.learner, objectives.get("ppo"), parameters, settings, update, watch)
         run.since_step = self.since_step
         run(experience, [case(f"{u}/epoch{epoch}/b_inds").tolist() for epoch in range(self.settings.epochs)])
         self.since_step = run.since_step

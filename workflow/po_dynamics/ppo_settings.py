@@ -50,6 +50,7 @@ class PPOSettings:
     score_position: Literal["eos", "after_eos"] = "eos"
     loss_norm: Literal["tokens", "micro_mean"] = "tokens"
     step_every: int | None = None  # micro-batches per optimizer step; null: one step per mini-batch
+    accumulation: int = 1  # divides the loss of each micro-batch under micro_mean
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PPOSettings:

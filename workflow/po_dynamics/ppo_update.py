@@ -155,8 +155,8 @@ class Update:
             max(states, 1) / accelerator.num_processes,
         )
         if settings.loss_norm == "micro_mean":
-            accumulated = settings.step_every or 1
-            policy_divisor, value_divisor = max(own_tokens, 1) * accumulated, max(own_states, 1) * accumulated
+            policy_divisor = max(own_tokens, 1) * settings.accumulation
+            value_divisor = max(own_states, 1) * settings.accumulation
         with _synchronised(learner.policy, accelerator, last):
             if self.trains_policy:
                 logps_BT = token_logps(learner.policy, part.batch, settings.temperature)  # type: ignore[arg-type]
