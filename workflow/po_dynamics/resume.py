@@ -1,9 +1,9 @@
 """Exact resume of a `transformers.Trainer` (TRL's trainers are such): killed at any moment, it ends bit-identical.
 
 What the Trainer's own resume lacks, and this module adds: a checkpoint counts only with a marker written after
-everything else is on disk; SIGTERM saves first; a run whose last step is saved takes no further step; statistics of
-half-finished logging intervals are not lost (every step is logged); the data order needs no sampler's state
-(`ShuffledRows`).
+everything else is on disk; weights that saving renames are loaded; SIGTERM saves first; a run whose last step is
+saved takes no further step; statistics of half-finished logging intervals are not lost (every step is logged); the
+data order needs no sampler's state (`ShuffledRows`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from po_dynamics.checkpointing import (
@@ -228,6 +228,23 @@ def _prepare(trainer: Trainer, state: Path, save_every: int) -> None:
         trainer.create_model_card = lambda *a, **k: None  # type: ignore[method-assign]
 
 
+def _load_weights(trainer: Trainer, folder: Path) -> None:
+    """The weights of a checkpoint, every one of them.
+
+    `save_pretrained` may rename weights (GPT-NeoX: lm_head to embed_out), which `from_pretrained` undoes; the Trainer's
+    own resume does not: it leaves such weights as they were, with a warning (transformers 5.23).
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    saved = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
+def _mend_loading(trainer: Trainer) -> None:
+    whole = isinstance(trainer.model, PreTrainedModel) and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    if whole:
+        trainer._load_from_checkpoint = lambda folder, *_: _load_weights(trainer, folder)  # type: ignore[method-assign]
+
+
 def train_resumably(
     trainer: Trainer,
     state: Path,
@@ -253,6 +270,7 @@ def train_resumably(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     _prepare(trainer, state, save_every)
+    _mend_loading(trainer)
     last = last_complete(state)
     if last is not None and int(last.name.rpartition("-")[2]) >= trainer.args.max_steps:
         trainer._load_from_checkpoint(str(last))  # `train` would take one step too many
