@@ -72,7 +72,8 @@ def gold_reward(instruction: str, response: str, ended: bool = True) -> float:
         reward += bonus * (present and (useful or bonus < 0))
     reward += ENUMERATED * (reading.enumerated and useful)
     reward -= UNFINISHED * (not reading.finished) + NOT_ENDED * (not ended)
-    return reward - LONG * min(100, max(0, reading.words - LONG_FROM))
+    reward -= LONG * min(100, max(0, reading.words - LONG_FROM))
+    return round(reward, 9)  # equal merits are a tie, whatever the order of the sums
 
 
 def preference_probability(chosen: float, rejected: float, temperature: float) -> float:

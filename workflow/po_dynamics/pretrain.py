@@ -164,7 +164,8 @@ def _step(run: Run, rows: list[int], step: int, state: Path) -> dict[str, float]
     loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten().to(device), ignore_index=IGNORED)
     last = state / "state.pt"
     good = last if last.exists() else None
-    require_finite(float(loss), what="the loss", step=step, sample_ids=list(rows), last_good=good)
+    value = float(loss.detach())
+    require_finite(value, what="the loss", step=step, sample_ids=list(rows), last_good=good)
     run.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
@@ -173,7 +174,7 @@ def _step(run: Run, rows: list[int], step: int, state: Path) -> dict[str, float]
     run.optimizer.step()
     run.schedule.step()
     tokens = int((labels_BT != IGNORED).sum())
-    return {"loss": float(loss), "learning_rate": rate, "grad_norm": float(norm), "tokens": tokens}
+    return {"loss": value, "learning_rate": rate, "grad_norm": float(norm), "tokens": tokens}
 
 
 def collate_documents(documents: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
