@@ -136,5 +136,6 @@ def publish(state: Path, output: Path, log: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         output.rmdir()
     remove(output)
+    (state / "checkpoints").mkdir(exist_ok=True)  # no checkpoint may have been asked for
     (state / "checkpoints").rename(output)
     remove(state)
