@@ -173,7 +173,7 @@ def evaluate_responses(
         ids = greedy_responses(
             policy, tokenizer, [row["prompt_ids"] for row in rows], new, size, f"step {step}: greedy"
         )
-        reference = models.load_model(sft, dtype=dtype)
+        _, reference = _load(sft, dtype)
         kl = kl_to_reference(policy, reference, tokenizer, [row["prompt_ids"] for row in rows], settings)
         del policy, reference
         tables.append(_table(step, rows, ids, kl, tokenizer))
