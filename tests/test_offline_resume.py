@@ -1,13 +1,14 @@
-"""Offline training killed and started again."""
+"""Offline training killed and started again, and on two processes."""
 
 import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import po_dynamics.offline_trainer  # noqa: F401 (once, before the forks)
 import pytest
-from tiny_offline import assert_same_files, make_world, train, weights
+from tiny_offline import assert_same_files, log_of, make_world, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,36 @@ def test_state_of_another_run_is_not_used(world, tmp_path):
     (state / "checkpoints/step-2/model.safetensors").write_text("of another run")
     train(world, tmp_path, max_steps=2, checkpoints=[2])
     assert weights(tmp_path, 2)
+
+
+def on_two_processes(rank, port, world, root, settings):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    train(world, root, **settings)
+
+
+def test_two_processes_make_the_same_updates(world, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = CDPO | {"max_steps": 4, "checkpoints": [4], "micro_batch_size": 2}
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=on_two_processes, args=(rank, port, world, tmp_path / "two", settings))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert [status_of(process) for process in processes] == [0, 0]
+    one = train(world, tmp_path / "one", **settings)
+    for a, b in zip(log_of(one), log_of(tmp_path / "two"), strict=True):
+        for row in (a, b):
+            row.pop("rewards_accuracies")  # a margin of 0 ± rounding counts either way
+        assert a == pytest.approx(b, abs=1e-5)
+    two = weights(tmp_path / "two", 4)
+    for name, value in weights(one, 4).items():
+        if "query_key_value.bias" not in name:  # key biases have no gradient; AdamW amplifies their rounding
+            assert (value - two[name]).abs().max() < 1e-5, name

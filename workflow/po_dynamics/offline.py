@@ -100,8 +100,10 @@ def train_offline(
     rows = _rows(pairs, read_reference(reference, [pair.id for pair in pairs]))
     inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
     run = {"objective": objective, "parameters": dict(parameters), "settings": dict(settings), "seed": seed}
+    arguments = _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed)
     if _is_main_process():
         open_state(state, {**run, "first_step": first_step, **inputs})
+    arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
 
     from po_dynamics import offline_trainer, resume  # these import TRL and transformers
 
@@ -109,7 +111,7 @@ def train_offline(
     saved = resume.last_complete(state)
     trainer = offline_trainer.OfflineTrainer(
         models.load_model(saved or init, device="cpu"),
-        _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed),
+        arguments,
         tokenizer,
         _in_order(rows, settings, first_step, seed),
         method,
