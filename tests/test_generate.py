@@ -133,9 +133,8 @@ def test_final_responses(run, tmp_path, capsys):
         assert list(row.prompt_ids) == models.encode_prompt(tokenizer, list(by_id[row.id]))
         assert tokenizer.decode(row.response_ids, skip_special_tokens=True) == row.response
     unended = sum(ids[-1] != 1 for ids in table["response_ids"])
-    assert (
-        f"8 of 8 prompts answered; 0 too long to draw from; 0 responses empty, {unended} cut" in capsys.readouterr().err
-    )
+    line = f"8 of 8 prompts answered; 0 too long to draw from; 0 responses empty, {unended} cut"
+    assert line in capsys.readouterr().err
     first = (tmp_path / "d.parquet").read_bytes()
     generate.final_responses(*arguments, n=8, seed=3)
     assert (tmp_path / "d.parquet").read_bytes() == first

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,8 @@ def _temporary(path: Path, kind: str = "tmp") -> Path:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -53,11 +51,8 @@ def _clean_stale(path: Path) -> None:
         pid = rest.split(".")[0]
         if not pid.isdigit() or not rest.endswith((".tmp", ".old")):
             continue
-        if host == socket.gethostname():
-            stale = int(pid) == os.getpid() or not _is_running(int(pid))
-        else:
-            stale = time.time() - sibling.stat().st_mtime > STALE_AFTER
-        if stale:
+        local = host == socket.gethostname() and (int(pid) == os.getpid() or not _is_running(int(pid)))
+        if local or (host != socket.gethostname() and time.time() - sibling.stat().st_mtime > STALE_AFTER):
             remove(sibling)
 
 
@@ -75,9 +70,8 @@ def sync(path: Path) -> None:
     for file in [*files, path if path.is_dir() else path.parent]:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        except OSError:  # some network file systems refuse to sync a folder
-            pass
+            with suppress(OSError):  # some network file systems refuse to sync a folder
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -202,14 +196,11 @@ class TrainingLog:
 
     def rewind(self, step: int) -> None:
         rows = [row for row in self._rows() if int(row["step"]) <= step]
-        self.columns = [name for name in rows[0] if name] if rows else []
-        if rows:
-            self._rewrite(rows)
-        else:
-            remove(self.path)
+        self.columns = list(rows[0]) if rows else []
+        self._rewrite(rows) if rows else remove(self.path)
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": str(step)} | {name: _digits(value) for name, value in values.items()}
+        row = {"step": str(step)} | {k: repr(v if isinstance(v, int) else float(v)) for k, v in values.items()}
         new = [name for name in row if name not in self.columns]
         if new:
             rows = self._rows()
@@ -231,10 +222,6 @@ class TrainingLog:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-
-
-def _digits(value: float) -> str:
-    return repr(value if isinstance(value, int) else float(value))
 
 
 def _second_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ Shapes: B sequences, L tokens (right padded), T = L - 1 predictions; prediction 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -290,18 +289,10 @@ def _check_weights(model: PreTrainedModel, path: Path) -> None:
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise InputError(f"{path}: the weight {name} is not finite; go back to an earlier checkpoint")
-    if (path / "tokenizer.json").is_file():
-        vocabulary = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-        tokens = max((t["id"] for t in vocabulary.get("added_tokens", [])), default=-1)
-        tokens = max(tokens, *_vocabulary_ids(vocabulary)) + 1
-        rows = _embeddings(model)
+    if (path / "tokenizer_config.json").is_file():
+        tokens, rows = max(read_tokenizer(path).get_vocab().values()) + 1, _embeddings(model)
         if tokens > rows:
             raise InputError(f"{path}: the tokenizer has {tokens} tokens and the model {rows} embeddings: not a pair")
-
-
-def _vocabulary_ids(tokenizer: Mapping[str, Any]) -> list[int]:
-    vocabulary = tokenizer["model"].get("vocab", {})
-    return list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
 
 
 def first_line(error: Exception) -> str:
