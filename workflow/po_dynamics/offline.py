@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -21,7 +22,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from po_dynamics import models, objectives
 from po_dynamics.checkpointing import TrainingLog, atomic_file, atomic_folder, open_state, remove
 from po_dynamics.errors import InputError
-from po_dynamics.preferences import EncodedPair, encode_pairs, read_table
+from po_dynamics.objectives import Objective
+from po_dynamics.preferences import encode_pairs, read_table
 
 if TYPE_CHECKING:
     from trl import DPOConfig
@@ -88,36 +90,39 @@ def train_offline(
     Raises:
         InputError: bad settings, parameters or data; a loss or gradient that is not finite.
     """
-    method = objectives.get(objective)
-    if method.family != "offline":
-        raise InputError(f"{objective} is an online objective; train_offline takes offline ones")
-    method.check(parameters)
-    steps = _checkpoint_steps(settings, first_step)
-    accumulation = _accumulation(settings)
-    models.check_folder(init)
-    tokenizer = models.load_tokenizer(init)
-    pairs = encode_pairs(preferences, tokenizer, _context(AutoConfig.from_pretrained(init), settings))
-    rows = _rows(pairs, read_reference(reference, [pair.id for pair in pairs]))
-    inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
-    run = {"objective": objective, "parameters": dict(parameters), "settings": dict(settings), "seed": seed}
+    method = _method(objective, parameters)
+    steps, accumulation = _checkpoint_steps(settings, first_step), _accumulation(settings)
+    rows = _rows(init, preferences, reference, settings)
     arguments = _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed)
     if _is_main_process():
+        run = {"objective": objective, "parameters": dict(parameters), "settings": dict(settings), "seed": seed}
+        inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
         open_state(state, {**run, "first_step": first_step, **inputs})
     arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+    data = _in_order(rows, settings, first_step, seed)
+    _train(init, state, method, parameters, settings, first_step, arguments, data, steps)
+    if _is_main_process():
+        _publish(state, steps, output, log)
+    arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
 
+
+def _train(
+    init: Path,
+    state: Path,
+    method: Objective,
+    parameters: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    first_step: int,
+    arguments: DPOConfig,
+    data: Dataset[Any],
+    steps: Sequence[int],
+) -> None:
     from po_dynamics import offline_trainer, resume  # these import TRL and transformers
 
+    tokenizer = models.load_tokenizer(init)
     # transformers' resume leaves weights at their initial values that are renamed in files (GPT-NeoX's head, silently).
-    saved = resume.last_complete(state)
-    trainer = offline_trainer.OfflineTrainer(
-        models.load_model(saved or init, device="cpu"),
-        arguments,
-        tokenizer,
-        _in_order(rows, settings, first_step, seed),
-        method,
-        parameters,
-        first_step,
-    )
+    policy = models.load_model(resume.last_complete(state) or init, device="cpu")
+    trainer = offline_trainer.OfflineTrainer(policy, arguments, tokenizer, data, method, parameters, first_step)
     callbacks = [
         offline_trainer.AbsoluteSteps(init, first_step, settings),
         offline_trainer.StepRecord(trainer),
@@ -130,11 +135,16 @@ def train_offline(
         log=TrainingLog(state / "training.csv"),
         callbacks=callbacks,
         first_step=first_step,
-        description=objective,
+        description=method.name,
     )
-    if _is_main_process():
-        _publish(state, steps, output, log)
-    trainer.accelerator.wait_for_everyone()
+
+
+def _method(objective: str, parameters: Mapping[str, Any]) -> Objective:
+    method = objectives.get(objective)
+    if method.family != "offline":
+        raise InputError(f"{objective} is an online objective; train_offline takes offline ones")
+    method.check(parameters)
+    return method
 
 
 def _in_order(rows: list[dict[str, Any]], settings: Mapping[str, Any], first_step: int, seed: int) -> Dataset[Any]:
@@ -157,17 +167,15 @@ def read_reference(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
     return [found[key] for key in ids]
 
 
-def _rows(pairs: Sequence[EncodedPair], reference: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+def _rows(init: Path, preferences: Path, reference: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs as `OfflineTrainer` takes them."""
+    models.check_folder(init)
+    context = _context(AutoConfig.from_pretrained(init), settings)
+    pairs = encode_pairs(preferences, models.load_tokenizer(init), context)
+    logps = read_reference(reference, [pair.id for pair in pairs])
     return [
-        {
-            "id": pair.id,
-            "prompt_ids": pair.prompt_ids,
-            "chosen_ids": pair.chosen_ids,
-            "rejected_ids": pair.rejected_ids,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-        for pair, (chosen, rejected) in zip(pairs, reference, strict=True)
+        dataclasses.asdict(pair) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
     ]
 
 
