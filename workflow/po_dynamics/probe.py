@@ -25,13 +25,14 @@ from transformers import PreTrainedModel
 
 from po_dynamics import objectives, token_scores
 from po_dynamics.ledger import Ledger
-from po_dynamics.measurement import TOLERANCE, Measurement, MiniBatch, batches_frame, norms
+from po_dynamics.measurement import DEFAULT_APART, TOLERANCE, Measurement, MiniBatch, batches_frame, norms
 from po_dynamics.models import Batch, collate
+from po_dynamics.modes import exact_arithmetic
 from po_dynamics.probe_inputs import context_length, vocabulary_size
 from po_dynamics.reweighting import component_masks, reweight, units
 from po_dynamics.samples import Sample, check_samples, samples_frame
 from po_dynamics.tables import Tables
-from po_dynamics.token_scores import Direction
+from po_dynamics.token_scores import Direction, by_length, call_cost
 
 CHUNK_TOKENS = 2048  # of the forward-mode pass, at least: it stores no activations, so more than a mini-batch fits
 
@@ -45,7 +46,7 @@ def probe(
     step: int = 0,
     *,
     temperature: float = 1.0,
-    apart: Sequence[str] = ("POS", "NEG"),
+    apart: Sequence[str] | None = None,
     audits: int = 2,
     tolerance: float | None = None,
     scales: Mapping[str, Tensor] | None = None,
@@ -62,8 +63,9 @@ def probe(
         final: mini-batches of responses (`final_samples`).
         objective, parameters, step: an entry of `objectives.OBJECTIVES` and what it is called with.
         temperature: of log π on D; D′ always has 1.
-        apart: components that get a gradient of their own in reverse mode: ("TOT",), ("POS", "NEG"), or those two and
-            ("TOP", "MID", "BOT"). Every component has token scores in any case.
+        apart: components that get a gradient of their own in reverse mode, and so norms, cosines and segments: (TOT),
+            (POS, NEG) or (POS, NEG, TOP, MID, BOT); by default the second offline, the first online. Every
+            component has token scores in any case.
         audits: mini-batches, chosen at random, in which every component is also computed by one plain backward each.
         tolerance: largest relative difference of forward, reverse and audit; by default 1e-3 (float32), 1e-9 (float64).
         scales: AdamW's P by parameter, for ⟨v, P⁻¹∇L⟩ (`dot_adamw`).
@@ -75,11 +77,11 @@ def probe(
     entry, parameters = objectives.get(objective) if isinstance(objective, str) else objective, parameters or {}
     entry.check(parameters)
     run = Passes(model, train, final, temperature, ledger or Ledger(), label)
-    with token_scores.exact_arithmetic(run.dtype), run.bar:
+    with exact_arithmetic(run.dtype), run.bar:
         direction, final_rows = run.direction()
         directions = [direction] if scales is None else [direction, {k: v / scales[k] for k, v in direction.items()}]
         limit = TOLERANCE[run.dtype] if tolerance is None else tolerance
-        measurement = Measurement(model, directions, tuple(apart), temperature, limit)
+        measurement = Measurement(model, directions, tuple(apart or DEFAULT_APART[entry.family]), temperature, limit)
         scores = run.score([direction])
         terms = reweight(scores, entry, parameters, step)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
@@ -101,7 +103,7 @@ def with_reference(
     So a policy that still is the reference has log-ratios of exactly 0.
     """
     run = Passes(reference, samples, [], 1.0, Ledger(), label)
-    with token_scores.exact_arithmetic(run.dtype), run.bar:
+    with exact_arithmetic(run.dtype), run.bar:
         logps = run.score([])["logprob"].to_numpy()
     ends = np.cumsum([len(sample.response_ids) for sample in samples])
     return [replace(s, ref_logps=part) for s, part in zip(samples, np.split(logps, ends[:-1]), strict=True)]
@@ -167,14 +169,12 @@ class Passes:
         return torch.stack([row_BT[batch.loss_mask_BT] for row_BT in rows]).cpu()
 
     def _chunks(self) -> Iterator[list[int]]:
-        """Samples by falling length, in chunks of as many padded tokens as the largest mini-batch, or CHUNK_TOKENS."""
+        """Samples of similar length; at most as many padded tokens as the largest mini-batch has, or CHUNK_TOKENS."""
         padded = (len(samples) * max(s.length for s in samples) for samples in mini_batches(self.train))
-        budget = max(CHUNK_TOKENS, *padded)
         order = sorted(range(len(self.train)), key=lambda i: -self.train[i].length)
-        while order:
-            size = max(1, budget // self.train[order[0]].length)
-            yield order[:size]
-            order = order[size:]
+        lengths = [self.train[i].length for i in order]
+        for start, stop in by_length(lengths, call_cost(self.model), max(CHUNK_TOKENS, *padded)):
+            yield order[start:stop]
 
     def measure(
         self, measurement: Measurement, scores: pd.DataFrame, loss: np.ndarray, audits: int, random: np.random.Generator

@@ -152,7 +152,7 @@ def _probe_one(
         about["parameters"],
         _step(folder),
         temperature=about["temperature"],
-        apart=settings.get("apart", ("POS", "NEG")),
+        apart=settings.get("apart"),
         audits=settings.get("audits", 2),
         tolerance=settings.get("tolerance"),
         scales=scales,

@@ -10,21 +10,25 @@ Shapes: B sequences, L tokens, T = L − 1 predictions, K directions, P paramete
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from po_dynamics.errors import InputError
 from po_dynamics.models import Batch, token_logps
+from po_dynamics.modes import evaluating, own_gradients
 
 Direction = dict[str, Tensor]  # by parameter name, as a gradient is
+_CALL_WORK = {
+    "cpu": 2e8,
+    "cuda": 5e12,
+}  # floating-point operations that one forward and backward call is worth, roughly
 
 
 class TokenScores(NamedTuple):
@@ -36,7 +40,7 @@ class TokenScores(NamedTuple):
 
 
 class ComponentGradients(NamedTuple):
-    """float64, by parameter: ⟨direction, g⟩, ‖g‖², ‖Σ_c g_c‖², and ⟨g_0, g_1⟩ of the first two components (or 0)."""
+    """float64, by parameter: ⟨direction, g⟩, ‖g‖², ‖Σ_c g_c‖², and Σ ⟨g_a, g_b⟩ over pairs of components."""
 
     dots_CKP: Tensor
     squares_CP: Tensor
@@ -142,43 +146,14 @@ def _dual_logits(
 
 def nll_gradient(model: PreTrainedModel, batch: Batch, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
     """Gradient of scale · Σ_y −log π(y|x) by parameter, and −log π(y|x) of each response (B,), nats."""
-    with evaluating(model):
-        nll_B = -logps(model, batch).sum(-1)
-        gradient = torch.autograd.grad((scale * nll_B).sum(), list(model.parameters()), materialize_grads=True)
-    return list(gradient), nll_B.detach()
-
-
-class _Meter:
-    """Reads every parameter's gradient as backward makes it: no second gradient is ever held."""
-
-    def __init__(self, model: PreTrainedModel, directions: Sequence[Direction]) -> None:
-        named = list(model.named_parameters())
-        self.parameters = [parameter for _, parameter in named]
-        self.directions = [[direction[name] for name, _ in named] for direction in directions]
-        device = self.parameters[0].device
-        self.zero = torch.zeros((), dtype=torch.float64, device=device)
-        self.dots = [[self.zero] * len(named) for _ in directions]
-        self.squares, self.inner = [self.zero] * len(named), [self.zero] * len(named)
-
-    def _read(self, index: int, gradient: Tensor) -> None:
-        for dots, direction in zip(self.dots, self.directions, strict=True):
-            dots[index] = dot(gradient, direction[index])
-        self.squares[index] = dot(gradient, gradient)
-        earlier = self.parameters[index].grad
-        if earlier is not None:
-            self.inner[index] = dot(gradient, earlier)
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        handles = [
-            parameter.register_hook(lambda gradient, index=index: self._read(index, gradient))
-            for index, parameter in enumerate(self.parameters)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    nll_B = torch.zeros(len(batch.input_ids_BL), dtype=torch.float64)
+    with own_gradients(model), evaluating(model):
+        for rows in parts(model, batch, list(range(len(nll_B)))):
+            part_nll_B = -logps(model, select(batch, rows)).sum(-1)
+            (scale * part_nll_B.sum()).backward()
+            nll_B[rows] = part_nll_B.detach().double().cpu()
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return gradient, nll_B
 
 
 def component_gradients(
@@ -188,46 +163,92 @@ def component_gradients(
     directions: Sequence[Direction],
     temperature: float = 1.0,
 ) -> ComponentGradients:
-    """Gradients of −Σ c_t log π(y_t), one per component, measured and dropped; memory: one gradient.
+    """Gradients of −Σ c_t log π(y_t), one per component, measured and dropped.
 
-    Components that share no sequence (chosen and rejected) run on their own sequences, which together costs one forward
-    and backward; others (the signs of an advantage) share the forward pass. `coefficients` are (B, T), the mini-batch's
-    normalisation included. The model's own `.grad` is put back afterwards.
+    Sequences run in parts of similar length. A sequence of one component only (chosen or rejected) is differentiated
+    once; where a sequence has tokens of several (signs of an advantage) they share the forward pass. `coefficients` are
+    (B, T), the mini-batch's normalisation included. Memory: a gradient per component and the activations of a part. The
+    model's own `.grad` is put back afterwards.
     """
-    rows = {name: (c_BT != 0).any(1) for name, c_BT in coefficients.items()}
-    disjoint = bool(torch.stack(list(rows.values())).sum(0).max() <= 1)
-    meters: list[_Meter] = []
+    present_CB = torch.stack([(c_BT != 0).any(1) for c_BT in coefficients.values()]).cpu()
+    sums: list[list[Tensor | None]] = [[None for _ in model.parameters()] for _ in coefficients]
     with own_gradients(model), evaluating(model):
-        shared = None if disjoint else logps(model, batch, temperature)
-        for place, (name, c_BT) in enumerate(coefficients.items()):
-            meters.append(_Meter(model, directions))
-            if not bool(rows[name].any()):
-                continue
-            if shared is None:
-                part = select(batch, rows[name])
-                c_BT = c_BT[rows[name]][:, : part.loss_mask_BT.shape[1]]
-                with meters[-1].reading():
-                    (-(c_BT * logps(model, part, temperature)).sum()).backward()
-            else:
-                with meters[-1].reading():
-                    (-(c_BT * shared).sum()).backward(retain_graph=place + 1 < len(coefficients))
-        totals = [meters[0].zero if p.grad is None else dot(p.grad, p.grad) for p in model.parameters()]
+        for present in present_CB.unique(dim=1).T:
+            same = (present_CB == present.unsqueeze(1)).all(0).nonzero().flatten().tolist()
+            held = present.nonzero().flatten().tolist()
+            for rows in parts(model, batch, same) if held else ():
+                part = select(batch, rows)
+                logps_BT = logps(model, part, temperature)
+                for c in held:
+                    c_BT = list(coefficients.values())[c][rows][:, : logps_BT.shape[1]]
+                    _set_gradients(model, sums[c])
+                    (-(c_BT * logps_BT).sum()).backward(retain_graph=c != held[-1])
+                    sums[c] = [parameter.grad for parameter in model.parameters()]
+    return _measure(sums, list(model.named_parameters()), directions)
+
+
+def _measure(
+    sums: list[list[Tensor | None]], named: Sequence[tuple[str, Tensor]], directions: Sequence[Direction]
+) -> ComponentGradients:
+    zero = torch.zeros((), dtype=torch.float64, device=named[0][1].device)
+    columns = []
+    for p, (name, _) in enumerate(named):
+        gradients = [part[p] for part in sums]
+        dots = [zero if g is None else dot(g, d[name]) for g in gradients for d in directions]
+        squares = [zero if g is None else dot(g, g) for g in gradients]
+        cross = [dot(a, b) for i, a in enumerate(gradients) for b in gradients[:i] if a is not None and b is not None]
+        columns.append(torch.stack([*dots, *squares, sum(cross, zero)]))
+    table = torch.stack(columns, 1).cpu()
+    count = len(sums) * len(directions)
+    inner_P, squares_CP = table[-1], table[count:-1]
     return ComponentGradients(
-        torch.stack([torch.stack([torch.stack(dots) for dots in m.dots]) for m in meters]).cpu(),
-        torch.stack([torch.stack(m.squares) for m in meters]).cpu(),
-        torch.stack(totals).cpu(),
-        torch.stack(meters[1].inner if len(meters) > 1 else meters[0].inner).cpu(),
+        table[:count].reshape(len(sums), len(directions), -1), squares_CP, squares_CP.sum(0) + 2 * inner_P, inner_P
     )
 
 
-def select(batch: Batch, rows_B: Tensor) -> Batch:
+def _set_gradients(model: PreTrainedModel, gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+
+
+def parts(model: PreTrainedModel, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
+    """Rows of a batch in parts of similar length: as little padding as the cost of one more call is worth."""
+    lengths = batch.attention_mask_BL.sum(1).tolist()
+    order = sorted(rows, key=lambda row: -lengths[row])
+    chunks = by_length([lengths[row] for row in order], call_cost(model))
+    return [order[start:stop] for start, stop in chunks]
+
+
+def call_cost(model: PreTrainedModel) -> float:
+    """What a call costs beside its arithmetic, in tokens."""
+    work = _CALL_WORK.get(next(model.parameters()).device.type, 2e8)
+    return work / (6 * sum(parameter.numel() for parameter in model.parameters()))
+
+
+def by_length(lengths: Sequence[int], cost: float, budget: float = math.inf) -> list[tuple[int, int]]:
+    """Cuts falling lengths into runs (start, stop) of least Σ (longest · rows + cost), each within `budget` tokens."""
+    best, cut = [0.0], [0]
+    for stop in range(1, len(lengths) + 1):
+        options = []
+        for start in range(stop - 1, -1, -1):
+            tokens = lengths[start] * (stop - start)
+            if tokens > budget and start < stop - 1:
+                break
+            options.append((best[start] + tokens + cost, start))
+        best.append(min(options)[0])
+        cut.append(min(options)[1])
+    runs, stop = [], len(lengths)
+    while stop:
+        runs.append((cut[stop], stop))
+        stop = cut[stop]
+    return runs[::-1]
+
+
+def select(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rows of a batch, trimmed to the longest of them."""
-    length = int(batch.attention_mask_BL[rows_B].sum(1).max())
-    return Batch(
-        batch.input_ids_BL[rows_B, :length],
-        batch.attention_mask_BL[rows_B, :length],
-        batch.loss_mask_BT[rows_B, : length - 1],
-    )
+    length = int(batch.attention_mask_BL[rows].sum(1).max())
+    ids_BL, attention_BL, mask_BT = (tensor[rows] for tensor in batch)
+    return Batch(ids_BL[:, :length], attention_BL[:, :length], mask_BT[:, : length - 1])
 
 
 def oracle(
@@ -243,51 +264,3 @@ def oracle(
         gradient = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
     names = [name for name, _ in model.named_parameters()]
     return [sum(float(dot(g, d[name])) for name, g in zip(names, gradient, strict=True)) for d in directions]
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; the earlier mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextmanager
-def own_gradients(model: torch.nn.Module) -> Iterator[None]:
-    """`.grad` starts empty and the caller's is put back: a probe may run between two steps of a trainer."""
-    kept = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        for parameter, gradient in zip(model.parameters(), kept, strict=True):
-            parameter.grad = gradient
-
-
-class _KeepFloat64(TorchFunctionMode):
-    """Models cast to float32 inside (softmax, norms, rotary angles); on float64 tensors this leaves them alone."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def exact_arithmetic(dtype: torch.dtype = torch.float64) -> Iterator[None]:
-    """TF32 off, and float64 models compute in float64 throughout: G is a small difference of large terms."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with _KeepFloat64() if dtype == torch.float64 else nullcontext():
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
