@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -112,7 +113,11 @@ def write_inputs(folder: Path, results: Path | None) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     for name, kind in (("sft", GPTNeoXForCausalLM), ("reward", GPTNeoXForSequenceClassification)):
-        kind(config).save_pretrained(folder / name)
+        model = kind(config)
+        if name == "sft":  # EOS after about 20 tokens, as in the demo's answers
+            model.gpt_neox.final_layer_norm.bias.data[0] = 1.0
+            model.lm_head.weight.data[config.eos_token_id, 0] += math.log(len(words) / 52)
+        model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     lengths = torch.randint(6, 20, (512,)).tolist()
     contents = [" ".join(words[i] for i in torch.randint(0, 160, (n,)).tolist()) for n in lengths]

@@ -241,7 +241,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(
         calls["count"] = 0
         ppo.train_online(**job(world, tmp_path / name, settings={"gradient_checkpointing": on}))
         counts.append(calls["count"])
-    assert counts[1] >= 2 * counts[0] - 1 or counts[1] > 0 == counts[0], counts
+    assert counts[1] == 2 * counts[0] > 0
     assert_same(finished, tmp_path / "off")
     assert_same(finished, tmp_path / "on", tolerance=1e-6)
 

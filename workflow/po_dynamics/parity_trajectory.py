@@ -15,8 +15,7 @@ from po_dynamics.critic import Critic, final_values
 from po_dynamics.experience import Experience, all_logps, all_values
 from po_dynamics.models import Batch, collate, turn_off_dropout
 from po_dynamics.parity_ppo import Case, Reading, compare, losses, worst
-from po_dynamics.ppo import set_learning_rates
-from po_dynamics.ppo_update import Learner, MicroBatch, Update, grad_norm, make_optimizer
+from po_dynamics.ppo_update import Learner, MicroBatch, Update, grad_norm, make_optimizer, set_learning_rates
 
 Quantity = tuple[str, float]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,7 +39,7 @@ from po_dynamics.experience import (
 from po_dynamics.models import collate, load_model, load_tokenizer
 from po_dynamics.objectives import Objective
 from po_dynamics.ppo_settings import PPOSettings
-from po_dynamics.ppo_update import Learner, NonFiniteError, Update, make_optimizer
+from po_dynamics.ppo_update import Learner, NonFiniteError, Update, make_optimizer, set_learning_rates
 from po_dynamics.rollout import Response, Rollout, Sampling, VLLMRollout, check, engine, mix, row_uniforms
 
 __all__ = ["PPOSettings", "RolloutSample", "fresh_rollouts", "train_online"]
@@ -120,7 +120,10 @@ class Run:
         options: PPOSettings,
         seed: int,
     ) -> None:
-        self.accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
+        # No broadcast of (constant) buffers: forward passes then hold no collective, and their number may differ.
+        independent = DistributedDataParallelKwargs(broadcast_buffers=False)
+        precision = "bf16" if options.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[independent])
         options.check_processes(self.accelerator.num_processes)
         self.rule, self.parameters, self.options, self.seed, self.state = rule, parameters, options, seed, state
         self.tokenizer = load_tokenizer(policy)
@@ -278,15 +281,6 @@ def make_learner(policy: Path, reward: str | Path, options: PPOSettings, acceler
         for model, rate in zip(prepared, rates, strict=True)
     ]
     return Learner(prepared[0], prepared[1], optimizers[0], optimizers[1], accelerator)
-
-
-def set_learning_rates(learner: Learner, options: PPOSettings, step: int) -> None:
-    """Learning rates are a function of the step: nothing of a scheduler has to be saved."""
-    factor = options.lr_factor(step)
-    rates = options.learning_rate, options.critic_learning_rate or options.learning_rate
-    for optimizer, rate in zip((learner.policy_optimizer, learner.critic_optimizer), rates, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * factor
 
 
 def make_rollout(

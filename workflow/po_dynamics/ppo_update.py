@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from po_dynamics.critic import token_values
 from po_dynamics.errors import InputError
-from po_dynamics.experience import Experience
+from po_dynamics.experience import Experience, lengths, similar_lengths
 from po_dynamics.models import token_logps
 from po_dynamics.objectives import Objective, Tokens, TokenTerms
 from po_dynamics.ppo_settings import PPOSettings
@@ -76,6 +76,15 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float, 
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), eps=epsilon)
 
 
+def set_learning_rates(learner: Learner, settings: PPOSettings, step: int) -> None:
+    """Learning rates are a function of the step: nothing of a scheduler has to be saved."""
+    factor = settings.lr_factor(step)
+    rates = settings.learning_rate, settings.critic_learning_rate or settings.learning_rate
+    for optimizer, rate in zip((learner.policy_optimizer, learner.critic_optimizer), rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
 def surrogate(terms: TokenTerms, logps_BT: Tensor, divisor: Tensor | float) -> Tensor:
     """Scalar with the value Σ loss / divisor and the gradient −Σ c ∇log π / divisor."""
     carrier = -(terms.coefficient_BT * logps_BT).sum() / divisor
@@ -128,22 +137,30 @@ class Update:
 
     def _mini_batch(self, experience: Experience, rows: list[int]) -> None:
         """Accumulates the micro-batches of this process and steps."""
-        settings, accelerator = self.settings, self.learner.accelerator
+        settings = self.settings
         index = torch.as_tensor(rows, device=experience.old_logps_BT.device)
         tokens = int(experience.batch.loss_mask_BT[index].sum())
         states = int(experience.value_mask_BT[index].sum())
-        if settings.loss_norm == "tokens":  # the grouping is free then: similar lengths waste less padding
-            lengths = experience.batch.attention_mask_BL.sum(1).tolist()
-            rows = sorted(rows, key=lambda row: -lengths[row])
-        rows = rows[accelerator.process_index :: accelerator.num_processes]
-        starts = range(0, len(rows), settings.micro_batch_size)
-        for start in starts:
+        micros = self._micro_batches(experience, rows)
+        for number, micro in enumerate(micros, start=1):
             self.since_step += 1
-            last = start == starts[-1] if settings.step_every is None else self.since_step == settings.step_every
-            self._micro_batch(experience, rows[start : start + settings.micro_batch_size], tokens, states, last)
+            last = number == len(micros) if settings.step_every is None else self.since_step == settings.step_every
+            self._micro_batch(experience, micro, tokens, states, last)
             if last:
                 self._optimizer_step(rows)
                 self.since_step = 0
+
+    def _micro_batches(self, experience: Experience, rows: list[int]) -> list[list[int]]:
+        """The rows of this process in forward passes; with token weights the grouping does not change the gradient."""
+        settings, accelerator = self.settings, self.learner.accelerator
+        size = settings.micro_batch_size
+        if settings.loss_norm == "micro_mean":
+            own = rows[accelerator.process_index :: accelerator.num_processes]
+            return [own[start : start + size] for start in range(0, len(own), size)]
+        widths = lengths(experience.value_mask_BT)
+        rows = sorted(rows, key=lambda row: -widths[row])
+        own = rows[accelerator.process_index :: accelerator.num_processes]
+        return similar_lengths(own, widths, size)
 
     def _micro_batch(self, experience: Experience, rows: list[int], tokens: int, states: int, last: bool) -> None:
         """Forward and backward of both models on some rows; DDP averages over processes, hence their number."""

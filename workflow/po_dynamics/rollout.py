@@ -7,6 +7,7 @@ global random state. All sampling fields of the model's own generation config ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,7 +162,7 @@ class CachedRollout:
             ).logits[:, -1]
             columns.append(draw(logits_BV, uniforms_BR[:, step], sampling.temperature, sampling.top_p))
             ended_B |= torch.isin(columns[-1][0], eos)
-            if bool(ended_B.all()):
+            if everywhere(ended_B.all()):
                 break
             ids_BC, positions_BC = columns[-1][0].unsqueeze(1), positions_BC[:, -1:] + 1
             mask_BC = torch.cat((mask_BC, mask_BC.new_ones(len(prompts), 1)), dim=1)
@@ -192,6 +193,7 @@ class GenerateRollout:
                     attention_mask=mask_BC,
                     generation_config=config,
                     logits_processor=LogitsProcessorList([forced]),
+                    synced_gpus=in_step(),
                 )
                 responses.update(_scatter(forced.columns, self.sampling, rows))
         return [responses[row] for row in range(len(prompts))]
@@ -255,6 +257,19 @@ class VLLMRollout:
         ids = list(completion.token_ids)  # type: ignore[attr-defined]
         logps = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]  # type: ignore[attr-defined]
         return Response(ids, bool(ids) and ids[-1] in self.sampling.eos_ids, logps, None)
+
+
+def in_step() -> bool:
+    """Whether the processes must make the same number of forward passes: sharded models gather weights in each."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.distributed.is_initialized()
+
+
+def everywhere(flag: Tensor) -> bool:
+    """Whether the flag holds, on all processes where they must pass in step."""
+    if in_step():
+        flag = flag.int()
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def engine(name: str, model: PreTrainedModel, sampling: Sampling, batch_size: int) -> Rollout:
