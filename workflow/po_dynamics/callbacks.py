@@ -19,7 +19,7 @@ class ProbeCallback(TrainerCallback):
 
         trainer.add_callback(ProbeCallback(trainer, train, final, "dpo", {"beta": 0.1}, every=50))
 
-    Logged: `probe/<component>/G`, `…/G_low`, `…/G_high`, `probe/TOT/cosine`, `probe/TOT/grad_norm`. `train` are pairs with
+    Logged: `probe/<component>/G`, `…/G_low`, `…/G_high`, `probe/TOT/cosine`, `…/grad_norm`. `train` are pairs with
     reference log-probs (`with_reference`), `final` any responses whose alignment is asked for: those of an earlier run,
     or of a better model. Weights, gradients, optimizer and random numbers stay as they are, so that training goes
     on as without the callback; attention is eager during the probe only.

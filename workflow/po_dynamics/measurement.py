@@ -91,8 +91,8 @@ class Measurement:
         measured["TOT"] = (dots_CKU.sum(0), self._by_unit(part.total_squares_P))
         if GROUPS[0] in self.apart:
             for name in GROUPS:  # one by one: the memory of one gradient
-                part = self._apart(mini, [name])
-                measured[name] = (self._by_unit(part.dots_CKP)[0], self._by_unit(part.squares_CP)[0])
+                group = self._apart(mini, [name])
+                measured[name] = (self._by_unit(group.dots_CKP)[0], self._by_unit(group.squares_CP)[0])
         return measured, float(part.inner_P.sum()) if len(signs) > 1 else math.nan
 
     def _apart(self, mini: MiniBatch, names: Sequence[str]) -> Any:
