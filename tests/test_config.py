@@ -26,8 +26,16 @@ def test_paper_states_the_papers_settings():
     paper = configuration.load(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
     assert set(paper.config["models"]) == {"pythia-2.8b", "qwen3-1.7b", "llama3-8b"}
     pythia = paper.runs["pythia-2.8b", "dpo"]
-    assert (pythia.parameters["beta"], pythia.settings["batch_size"], pythia.settings["learning_rate"]) == (0.1, 32, 5e-7)
-    swept = {(r.parameters["t1"], r.parameters["t2"]) for (m, _), r in paper.runs.items() if (m, r.method) == ("pythia-2.8b", "cdpo")}
+    assert (pythia.parameters["beta"], pythia.settings["batch_size"], pythia.settings["learning_rate"]) == (
+        0.1,
+        32,
+        5e-7,
+    )
+    swept = {
+        (r.parameters["t1"], r.parameters["t2"])
+        for (m, _), r in paper.runs.items()
+        if (m, r.method) == ("pythia-2.8b", "cdpo")
+    }
     assert swept == {(2500, 5500), (2500, 6500), (3000, 8000)}
     assert paper.runs["pythia-2.8b", "dpo_no_pos"].steps[0] == 6000
     assert len(paper.runs["qwen3-1.7b", "ppo"].seeds) == 5
@@ -54,8 +62,16 @@ def edit(config, path, value):
         ("runs.dpo.seedz", [0], r"'runs\.dpo\.seedz' is unknown; allowed here: .*seeds"),
         ("runs.dpo.parameters.betta", 1, r"runs\.dpo.*betta.*beta"),
         ("runs.dpo.training", {"learning_rat": 1}, r"'runs\.dpo\.training\.learning_rat' is unknown.*learning_rate"),
-        ("models.menagerie.offline.learning_rate", -1, r"'models\.menagerie\.offline\.learning_rate' is -1; .* greater than 0"),
-        ("models.menagerie.offline.precision", "fp8", r"'models\.menagerie\.offline\.precision' is 'fp8'; .* fp32, bf16"),
+        (
+            "models.menagerie.offline.learning_rate",
+            -1,
+            r"'models\.menagerie\.offline\.learning_rate' is -1; .* greater than 0",
+        ),
+        (
+            "models.menagerie.offline.precision",
+            "fp8",
+            r"'models\.menagerie\.offline\.precision' is 'fp8'; .* fp32, bf16",
+        ),
         ("models.menagerie.online.top_p", 1.5, r"top_p' is 1\.5; it must be at most 1"),
         ("models.menagerie.base.layerz", 2, r"'models\.menagerie\.base\.layerz' is unknown"),
         ("models.menagerie.offline.checkpoints", [0, 9999], r"9999.*max_steps, 250"),

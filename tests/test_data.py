@@ -348,3 +348,13 @@ def test_a_model_that_always_says_the_same_is_refused(folder, model, tmp_path):
     with pytest.raises(InputError, match="only 0 of 5 pairs"):
         data.sample_preferences(tmp_path / "mute", folder, tmp_path / "p.parquet", settings)
     assert not (tmp_path / "p.parquet").exists()
+
+
+def test_long_prompts_are_left_out_and_counted(hub, tmp_path, capsys):
+    questions = ["Why?", "Why so?", "Why is it so long?"]
+    (tmp_path / "own.json").write_text(json.dumps([{"instruction": question} for question in questions]))
+    source = {"path": str(tmp_path / "own.json"), "max_prompt_characters": 7}
+    data.download_data(tmp_path / "short", {**hub, "eval_prompts": source})
+    kept = pq.read_table(tmp_path / "short/eval_prompts.parquet").to_pylist()
+    assert [row["prompt"][0]["content"] for row in kept] == questions[:2]
+    assert "data.eval_prompts: 2 of 3 rows" in capsys.readouterr().err

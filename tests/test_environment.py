@@ -12,7 +12,9 @@ LOCK = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements.lock").read_
 
 
 def test_the_lock_pins_exact_versions_without_builds_or_hosts():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
     assert len(lines) == len(LOCK) > 50
     assert not any("+" in version for version in LOCK.values())
     assert LOCK["torch"] == "2.13.0"
@@ -28,7 +30,9 @@ def test_conda_environments_agree_with_the_lock(file):
         assert LOCK.get(name) == version, f"{file.name}: {requirement}, but the lock has {name}=={LOCK.get(name)}"
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "trl", "datasets", "pandas", "seaborn", "snakemake", "alpaca_eval"])
+@pytest.mark.parametrize(
+    "package", ["torch", "transformers", "trl", "datasets", "pandas", "seaborn", "snakemake", "alpaca_eval"]
+)
 def test_installed_versions_are_those_of_the_lock(package):
     assert importlib.metadata.version(package).partition("+")[0] == LOCK[package]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from po_dynamics import models
+from po_dynamics import hub, models
 from po_dynamics.errors import InputError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -233,13 +233,29 @@ def test_classifier_with_pad_equal_to_eos(tmp_path):
 
 def test_download_copies_a_local_folder(tmp_path):
     folder = tiny.tiny_folder(tmp_path / "published")
-    models.download_base({"source": "hub", "name": str(folder)}, tmp_path / "base")
+    hub.download_base({"source": "hub", "name": str(folder)}, tmp_path / "base")
     assert set(tiny.same_files(folder, tmp_path / "base")) == {"source.json"}
     models.load_model(tmp_path / "base", device="cpu")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
-        models.download_base({"name": str(folder)}, tmp_path / "base")
+        hub.download_base({"name": str(folder)}, tmp_path / "base")
     assert (tmp_path / "base/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spare_rows", [0, 4])
+@pytest.mark.parametrize("name", ["pythia", "qwen", "bytes, pad is eos"])
+def test_a_downloaded_base_model_is_prepared(tmp_path, name, spare_rows):
+    tokenizer = HOSTILE[name]()
+    model = tiny.tiny_model(vocab=len(tokenizer) + spare_rows, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    tokenizer.save_pretrained(tmp_path / "published")
+    model.save_pretrained(tmp_path / "published")
+    hub.download_base({"source": "hub", "name": str(tmp_path / "published")}, tmp_path / "base")
+    loaded, again = models.load_tokenizer(tmp_path / "base"), models.load_model(tmp_path / "base", device="cpu")
+    assert again.config.pad_token_id == loaded.pad_token_id != loaded.eos_token_id
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(
+        again(input_ids=ids).logits[..., : len(tokenizer)], model(input_ids=ids).logits[..., : len(tokenizer)]
+    )
 
 
 def test_batch_masks_come_from_lengths():

@@ -58,7 +58,9 @@ def _mistake_value_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 def _mistake_gradient_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parity_ppo.Case.settings
     monkeypatch.setattr(
-        parity_ppo.Case, "settings", lambda self, update=0: dataclasses.replace(settings(self, update), max_grad_norm=1.0)
+        parity_ppo.Case,
+        "settings",
+        lambda self, update=0: dataclasses.replace(settings(self, update), max_grad_norm=1.0),
     )
 
 

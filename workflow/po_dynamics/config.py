@@ -95,26 +95,28 @@ def _validator() -> Draft202012Validator:
 def _describe(error: ValidationError) -> str:
     while error.context:  # of an anyOf, the branch that came closest says most
         error = max(error.context, key=lambda e: (len(e.absolute_path), relevance(e)))
+    schema: dict[str, Any] = dict(error.schema)  # type: ignore[arg-type]
+    seen: Any = error.instance
+    rule, limit = str(error.validator), error.validator_value
     key = ".".join(map(str, error.absolute_path))
-    schema, seen = error.schema, error.instance
-    if error.validator == "additionalProperties":
-        allowed = sorted(schema.get("properties", {}))
-        free = "|".join(schema.get("patternProperties", {"(?!)": None}))
-        unknown = next(k for k in seen if k not in allowed and not re.search(free, k))
-        return f"configuration key '{'.'.join(filter(None, [key, str(unknown)]))}' is unknown; allowed here: " + ", ".join(
-            allowed
-        )
-    if error.validator == "required":
-        missing = next(k for k in error.validator_value if k not in seen)
-        return f"configuration key '{'.'.join(filter(None, [key, missing]))}' is missing"
+    if rule == "additionalProperties":
+        known, free = sorted(schema.get("properties", {})), "|".join(schema.get("patternProperties", {"(?!)": None}))
+        unknown = next(k for k in seen if k not in known and not re.search(free, k))
+        return f"configuration key '{_join(key, unknown)}' is unknown; allowed here: {', '.join(known)}"
+    if rule == "required":
+        return f"configuration key '{_join(key, next(k for k in schema['required'] if k not in seen))}' is missing"
     allowed = {
-        "enum": lambda: "one of " + ", ".join(map(str, error.validator_value)),
-        "type": lambda: f"of type {error.validator_value}",
-        "minimum": lambda: f"at least {error.validator_value}",
-        "exclusiveMinimum": lambda: f"greater than {error.validator_value}",
-        "maximum": lambda: f"at most {error.validator_value}",
-    }.get(str(error.validator), lambda: error.message)()
-    return str(_bad(key, seen, allowed))
+        "enum": f"one of {', '.join(map(str, schema.get('enum', [])))}",
+        "type": f"of type {limit}",
+        "minimum": f"at least {limit}",
+        "exclusiveMinimum": f"greater than {limit}",
+        "maximum": f"at most {limit}",
+    }
+    return str(_bad(key, seen, allowed.get(rule, error.message)))
+
+
+def _join(*keys: str) -> str:
+    return ".".join(filter(None, map(str, keys)))
 
 
 def _bad(key: str, seen: Any, allowed: str) -> InputError:
@@ -139,9 +141,8 @@ def _run(config: Mapping[str, Any], entry: str, name: str, model: str, parameter
     overrides = run.get("training", {})
     for key in overrides:
         if key not in defaults:
-            raise InputError(
-                f"configuration key 'runs.{entry}.training.{key}' is unknown; allowed here: {', '.join(sorted(defaults))}"
-            )
+            allowed = ", ".join(sorted(defaults))
+            raise InputError(f"configuration key 'runs.{entry}.training.{key}' is unknown; allowed here: {allowed}")
     settings = {**defaults, **overrides}
     late = [step for step in settings["checkpoints"] if step > settings["max_steps"]]
     if late:

@@ -5,6 +5,7 @@ docs/architecture.md lists the files and columns. Prompts and answers are lists 
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import sys
@@ -189,8 +190,9 @@ _CONVERTERS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Row], Row | 
 def download_data(output: Path, settings: Mapping[str, Any]) -> None:
     """Writes the four data sets of `settings` (config `data`, source hub) to the folder `output`.
 
-    `limit` of a data set keeps that many rows, drawn with `seed`. Unusable rows (equal or empty answers, no question)
-    are left out and counted on standard error. Prompts of D′ and of the judge are kept once each.
+    `limit` of a data set keeps that many rows, drawn with `seed`. Unusable rows (equal or empty answers, no question, a
+    prompt above `max_prompt_characters`) are left out and counted on standard error. Prompts of D′ and of the judge are
+    kept once each.
 
     Raises:
         InputError: a data set that cannot be loaded, lacks its columns, has another SHA-256 or no usable row.
@@ -204,11 +206,16 @@ def download_data(output: Path, settings: Mapping[str, Any]) -> None:
             indices: Sequence[int] = range(len(data))
             if source.get("limit") and source["limit"] < len(data):
                 indices = sorted(random.Random(f"{name}/{settings['seed']}").sample(indices, source["limit"]))
-            rows = _converted(data, indices, name, convert)
+            longest = source.get("max_prompt_characters", math.inf)
+            rows = (row for row in _converted(data, indices, name, convert) if _characters(row["prompt"]) <= longest)
             count = write_table(rows, folder / f"{name}.parquet", columns)
             if not count:
                 raise InputError(f"data.{name}: {source['path']} has no usable row")
             print(f"data.{name}: {count} of {len(indices)} rows of {source['path']} are usable", file=sys.stderr)
+
+
+def _characters(messages: Sequence[Mapping[str, str]]) -> int:
+    return sum(len(message["content"]) for message in messages)
 
 
 def _require_columns(present: Sequence[str], schemas: Sequence[Sequence[str]], what: str) -> None:

@@ -260,13 +260,6 @@ def _load(
     return model.to(device if device is not None else default_device()).eval()
 
 
-def download_base(settings: Mapping[str, Any], output: Path) -> None:
-    """Fetches the base model `name` (hub repository or local folder; optional `revision`) into `output`."""
-    from po_dynamics import hub
-
-    hub.download(settings, output)
-
-
 def check_folder(path: Path) -> None:
     """InputError unless `path` is a folder with a configuration and weights."""
     if not path.is_dir():

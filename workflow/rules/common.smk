@@ -10,7 +10,7 @@ from snakemake.settings.types import RerunTrigger
 WORKFLOW = Path(workflow.basedir) / "workflow"
 # Scripts find the package in whatever environment they run.
 sys.path.insert(0, str(WORKFLOW))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WORKFLOW), os.environ.get("PYTHONPATH")]))
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.getenv("PYTHONPATH")])))
 
 from po_dynamics import config as configuration
 from po_dynamics.errors import InputError
@@ -18,9 +18,7 @@ from po_dynamics.fingerprint import fingerprint
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
 # modules it imports: `params.code` tracks both by content, and Snakemake's own comparison is switched off for good.
-type(workflow).rerun_triggers = property(
-    lambda self: frozenset(self.dag_settings.rerun_triggers) - {RerunTrigger.CODE}
-)
+type(workflow).rerun_triggers = property(lambda self: frozenset(self.dag_settings.rerun_triggers) - {RerunTrigger.CODE})
 
 try:
     EXPERIMENT = configuration.load(config)
@@ -73,6 +71,89 @@ def seeds(family=None, probed=None):
         for seed in run.seeds
         if family in (None, run.family) and probed in (None, run.probe)
     ]
+
+
+def initial_model(wildcards):
+    """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
+    run = run_of(wildcards)
+    if run.init_run:
+        root = f"results/{wildcards.experiment}/{wildcards.model}"
+        return artefact(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
+    return initial(wildcards)
+
+
+def reference_logps(wildcards):
+    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet")
+
+
+def training(wildcards):
+    """What a training job must be told, and what makes its result stale."""
+    run = run_of(wildcards)
+    return {
+        "objective": run.method,
+        "parameters": run.parameters,
+        "settings": {**run.settings, "checkpoints": run.steps},
+        "first_step": run.init_step,
+        "seed": int(wildcards.seed),
+    }
+
+
+def checkpoints(path):
+    return directory(path) if config["keep_checkpoints"] else temp(directory(path))
+
+
+def steps_of_chunk(wildcards):
+    return EXPERIMENT.chunks(wildcards.model, wildcards.run)[int(wildcards.chunk)]
+
+
+def reward_of_rollouts(wildcards):
+    """Online runs are probed on fresh roll-outs, which the reward model scores; offline runs need none."""
+    online = run_of(wildcards).family == "online"
+    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reward") if online else []
+
+
+def probe_chunks(wildcards):
+    chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
+    root = f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{wildcards.seed}/probe_chunks"
+    return sum((artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks), [])
+
+
+def probed():
+    """Probe tables of every probed run, seed and set of final responses."""
+    root = f"results/{config['experiment']}"
+    return [
+        path
+        for model, run, seed in seeds(probed=True)
+        for final_set in config["probe"]["final_sets"]
+        for path in artefact(f"{root}/{model}/{run}/seed{seed}/probe/{final_set}")
+    ]
+
+
+def evaluated(table):
+    """`responses` or `annotations` of the base model and of every run, seed and chunk of checkpoints."""
+    root = f"results/{config['experiment']}"
+    bases = [f"{root}/{model}/evaluation/base/{table}.parquet" for model in MODELS]
+    chunks = [
+        f"{root}/{model}/{run}/seed{seed}/evaluation/{chunk}/{table}.parquet"
+        for model, run, seed in seeds()
+        for chunk in range(len(EXPERIMENT.chunks(model, run)))
+    ]
+    return sum(map(artefact, bases + chunks), [])
+
+
+def figure_files(wildcards):
+    """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
+    root = f"results/{config['experiment']}/figures"
+    offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
+    online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
+    return (
+        [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
+        + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
+        + [f"{root}/{model}/figure_4.png" for model in MODELS]
+        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in config["probe"]["final_sets"]]
+        + [f"{root}/{model}/prediction_{run}.png" for model, run in offline + online]
+        + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
+    )
 
 
 wildcard_constraints:

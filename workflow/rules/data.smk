@@ -13,6 +13,8 @@ if config["data"]["source"] == "world":
             provenance="results/{experiment}/data.json",
         log:
             "results/{experiment}/logs/make_world.log",
+        conda:
+            "../../envs/train.yaml"
         params:
             code=code("make_world.py"),
             settings=config["data"],
@@ -28,6 +30,8 @@ else:
         log:
             "results/{experiment}/logs/download_data.log",
         localrule: True
+        conda:
+            "../../envs/train.yaml"
         params:
             code=code("download_data.py"),
             settings=config["data"],

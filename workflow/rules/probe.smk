@@ -5,22 +5,6 @@ OUTPUTS: .../final_responses/{final_set}.parquet and .../probe/{final_set}/step-
 """
 
 
-def steps_of_chunk(wildcards):
-    return EXPERIMENT.chunks(wildcards.model, wildcards.run)[int(wildcards.chunk)]
-
-
-def reward_of_rollouts(wildcards):
-    """Online runs are probed on fresh roll-outs, which the reward model scores; offline runs need none."""
-    online = run_of(wildcards).family == "online"
-    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reward") if online else []
-
-
-def probe_chunks(wildcards):
-    chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
-    root = f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{wildcards.seed}/probe_chunks"
-    return sum((artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks), [])
-
-
 rule generate_final_responses:
     input:
         checkpoints=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),

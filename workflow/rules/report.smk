@@ -10,44 +10,6 @@ DESCRIBED = {
 }
 
 
-def probed():
-    """Probe tables of every probed run, seed and set of final responses."""
-    root = f"results/{config['experiment']}"
-    return [
-        path
-        for model, run, seed in seeds(probed=True)
-        for final_set in config["probe"]["final_sets"]
-        for path in artefact(f"{root}/{model}/{run}/seed{seed}/probe/{final_set}")
-    ]
-
-
-def evaluated(table):
-    """`responses` or `annotations` of the base model and of every run, seed and chunk of checkpoints."""
-    root = f"results/{config['experiment']}"
-    bases = [f"{root}/{model}/evaluation/base/{table}.parquet" for model in MODELS]
-    chunks = [
-        f"{root}/{model}/{run}/seed{seed}/evaluation/{chunk}/{table}.parquet"
-        for model, run, seed in seeds()
-        for chunk in range(len(EXPERIMENT.chunks(model, run)))
-    ]
-    return sum(map(artefact, bases + chunks), [])
-
-
-def figure_files(wildcards):
-    """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
-    root = f"results/{config['experiment']}/figures"
-    offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
-    online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
-    return (
-        [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
-        + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
-        + [f"{root}/{model}/figure_4.png" for model in MODELS]
-        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in config["probe"]["final_sets"]]
-        + [f"{root}/{model}/prediction_{run}.png" for model, run in offline + online]
-        + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
-    )
-
-
 rule tabulate_dynamics:
     input:
         probes=probed(),

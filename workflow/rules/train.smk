@@ -7,35 +7,6 @@ job, and a restarted job goes on from its state.
 """
 
 
-def initial_model(wildcards):
-    """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
-    run = run_of(wildcards)
-    if run.init_run:
-        root = f"results/{wildcards.experiment}/{wildcards.model}"
-        return artefact(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
-    return initial(wildcards)
-
-
-def reference_logps(wildcards):
-    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet")
-
-
-def training(wildcards):
-    """What a training job must be told, and what makes its result stale."""
-    run = run_of(wildcards)
-    return {
-        "objective": run.method,
-        "parameters": run.parameters,
-        "settings": {**run.settings, "checkpoints": run.steps},
-        "first_step": run.init_step,
-        "seed": int(wildcards.seed),
-    }
-
-
-def checkpoints(path):
-    return directory(path) if config["keep_checkpoints"] else temp(directory(path))
-
-
 rule train_offline:
     input:
         init=initial_model,

@@ -5,6 +5,6 @@ from pathlib import Path
 from po_dynamics.stage import stage
 
 with stage(snakemake):
-    from po_dynamics.models import download_base
+    from po_dynamics.hub import download_base
 
     download_base(snakemake.params.settings, Path(snakemake.output.model))

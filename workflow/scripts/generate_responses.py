@@ -8,7 +8,7 @@ with stage(snakemake):
     from po_dynamics.generate import evaluate_responses
 
     model = Path(snakemake.input.model[0])
-    staged = "stage" in snakemake.wildcards.keys()
+    staged = snakemake.rule == "respond_stage"
     evaluate_responses(
         checkpoints={step: model if staged else model / f"step-{step}" for step in snakemake.params.steps},
         sft=Path(snakemake.input.sft[0]),

@@ -9,7 +9,8 @@ with stage(snakemake):
 
     evaluations = []
     for annotations, responses in zip(snakemake.input.annotations[::2], snakemake.input.responses[::2], strict=True):
-        parts = Path(annotations).parts  # results/<experiment>/<model>/(evaluation/base | <run>/seed<n>/evaluation/<chunk>)
+        # results/<experiment>/<model>/ and then evaluation/base/… or <run>/seed<n>/evaluation/<chunk>/…
+        parts = Path(annotations).parts
         run, seed = ("base", 0) if parts[3] == "evaluation" else (parts[3], int(parts[4].removeprefix("seed")))
         evaluations.append(
             {"model": parts[2], "run": run, "seed": seed, "annotations": annotations, "responses": responses}
