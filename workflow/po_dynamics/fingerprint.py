@@ -13,6 +13,7 @@ import hashlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def fingerprint(script: Path | str, package: Path = PACKAGE) -> str:
@@ -59,7 +60,6 @@ def _tree(file: Path) -> ast.Module:
 def _content(file: Path) -> str:
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
-        may_have = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if may_have and ast.get_docstring(node) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)

@@ -89,6 +89,7 @@ def _set_environment(threads: int) -> None:
 
 
 def _provenance(snakemake: Any, started: datetime.datetime, seconds: float) -> dict[str, Any]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "rule": snakemake.rule,
         "wildcards": dict(snakemake.wildcards.items()),
@@ -96,7 +97,8 @@ def _provenance(snakemake: Any, started: datetime.datetime, seconds: float) -> d
         "outputs": [str(path) for path in snakemake.output],
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": round(seconds, 2),
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "max_rss_mb": usage.ru_maxrss // 1024,
         "threads": snakemake.threads,
         "host": {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": _gpus()},
         "python": platform.python_version(),
