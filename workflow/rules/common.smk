@@ -124,7 +124,7 @@ def probed():
     return [
         path
         for model, run, seed in seeds(probed=True)
-        for final_set in config["probe"]["final_sets"]
+        for final_set in config["probe"]["final_sets"][RUNS[model, run].family]
         for path in artefact(f"{root}/{model}/{run}/seed{seed}/probe/{final_set}")
     ]
 
@@ -144,13 +144,14 @@ def evaluated(table):
 def figure_files(wildcards):
     """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
     root = f"results/{config['experiment']}/figures"
+    final_sets = config["probe"]["final_sets"]
     offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
     online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
     return (
         [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
         + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
         + [f"{root}/{model}/figure_4.png" for model in MODELS]
-        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in config["probe"]["final_sets"]]
+        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in final_sets["offline"]]
         + [f"{root}/{model}/prediction_{run}.png" for model, run in offline + online]
         + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
     )
