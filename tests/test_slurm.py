@@ -31,7 +31,6 @@ def slurm(tmp_path):
 
 def test_stages_run_as_slurm_jobs(slurm, tmp_path):
     directory = clone(tmp_path / "clone")
-    shutil.copytree(SLURM.parents[1] / "slurm", directory / "slurm")
     profiles = ["--profile", "slurm", "--profile", str(SLURM / "profile.yaml")]
     command = [sys.executable, "-m", "snakemake", *profiles, "--configfile", "config/smoke.yaml"]
     done = subprocess.run(

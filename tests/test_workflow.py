@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
-FILES = ["Snakefile", "config", "workflow", "envs"]
+FILES = ["Snakefile", "config", "workflow", "envs", "slurm"]
 
 
 def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -21,6 +21,8 @@ def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def clone(destination: Path) -> Path:
+    """The files of the workflow, as they are in this checkout."""
+    destination.mkdir(parents=True)
     for name in FILES:
         source, target = ROOT / name, destination / name
         if source.is_dir():
