@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slurm lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --show-failed-logs
@@ -17,6 +17,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The cluster profile on a real Slurm of one node; needs root and Debian's slurm-wlm and munge.
+test-slurm: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,10 +10,13 @@ import pytest
 from test_workflow import clone
 
 SLURM = Path(__file__).parent / "slurm"
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))),
-    reason="needs root and Debian's slurm-wlm and munge (apt-get install slurm-wlm munge)",
-)
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))),
+        reason="needs root and Debian's slurm-wlm and munge (apt-get install slurm-wlm munge)",
+    ),
+]
 
 
 @pytest.fixture
