@@ -1,6 +1,6 @@
 """The probe against the way one would first write it: time, error, peak memory, distance to the floor.
 
-    python benchmarks/probe.py [--models tiny medium] [--samples 96] [--repeats 3] [--pythia]
+    python benchmarks/probe.py [--models tiny medium] [--samples 96] [--repeats 3]
 
 Naive: for every mini-batch and each of TOT, POS, NEG, TOP, MID, BOT, one forward and backward of the masked loss and a
 dot product with v; it gets the masks and weights for nothing and the fastest attention that the model has. Ours: token
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +24,7 @@ from po_dynamics import objectives
 from po_dynamics.ledger import Ledger
 from po_dynamics.measurement import Measurement
 from po_dynamics.models import token_logps
+from po_dynamics.modes import exact_arithmetic
 from po_dynamics.preferences import EncodedPair
 from po_dynamics.probe import Passes, mini_batches, with_reference
 from po_dynamics.reweighting import component_masks, reweight
@@ -29,7 +32,7 @@ from po_dynamics.samples import Sample, final_samples, pair_samples
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 COMPONENTS = ("TOT", "POS", "NEG", "TOP", "MID", "BOT")
-# hidden, layers, heads, vocabulary, prompt and response lengths (tokens): the demo's model; 34 M parameters; Pythia-2.8B
+# hidden, layers, heads, vocabulary, prompt and response lengths (tokens); the demo's model, 34 M and 2.8 B parameters
 SIZES = {
     "tiny": (96, 2, 4, 161, (8, 25), (10, 52)),
     "medium": (512, 8, 8, 8192, (32, 128), (32, 128)),
@@ -62,7 +65,9 @@ def sample(size: str, family: str, count: int) -> tuple[list[Sample], list[Sampl
 
     final = final_samples([(ids(prompt), ids(response)) for _ in range(count)], 4 if family == "dpo" else 6)
     if family == "dpo":
-        return pair_samples([EncodedPair(str(i), ids(prompt), ids(response), ids(response)) for i in range(count)], 4), final
+        return pair_samples(
+            [EncodedPair(str(i), ids(prompt), ids(response), ids(response)) for i in range(count)], 4
+        ), final
     train = []
     for i in range(count):
         response_ids = ids(response)
@@ -86,13 +91,17 @@ class Case:
             train = with_reference(train, reference)
         self.passes = Passes(self.model, train, final, 1.0, Ledger(), "benchmark")
         self.passes.bar.disable = True
-        self.v = self.passes.direction()[0]
+        with exact_arithmetic(dtype):
+            self.v = self.passes.direction()[0]
         self.parameters = {"beta": 0.1} if family == "dpo" else {}
         self.tokens = sum(s.length for s in train)
 
     def ours(self) -> dict[str, float]:
         """G of every component, as the probe gets them."""
-        passes = self.passes
+        with exact_arithmetic(self.passes.dtype):
+            return self._ours(self.passes)
+
+    def _ours(self, passes: Passes) -> dict[str, float]:
         passes.ledger = Ledger()
         scores = passes.score([self.v])
         terms = reweight(scores, objectives.get(self.family), self.parameters, 0)
@@ -120,6 +129,10 @@ class Case:
 
     def naive(self, batches: list[tuple[Any, dict[str, torch.Tensor]]]) -> dict[str, float]:
         """One forward and backward per component and mini-batch."""
+        with exact_arithmetic(self.passes.dtype):
+            return self._naive(batches)
+
+    def _naive(self, batches: list[tuple[Any, dict[str, torch.Tensor]]]) -> dict[str, float]:
         totals, names = dict.fromkeys(COMPONENTS, 0.0), [name for name, _ in self.naive_model.named_parameters()]
         weights = list(self.naive_model.parameters())
         for batch, tables in batches:
@@ -155,7 +168,7 @@ def compare(size: str, family: str, count: int, repeats: int, apart: tuple[str, 
     case = Case(size, family, count, torch.float32, apart)
     fast = case.ours()  # warms up
     batches = case.masked()
-    slow = case.naive(batches[:1]) and case.naive(batches)
+    slow = case.naive(batches)
     times: dict[str, list[float]] = {name: [] for name in ("ours", "naive", "v", "plain", "scores", "plain_D")}
     for _ in range(repeats):
         times["ours"].append(timed(case.ours))
@@ -167,24 +180,46 @@ def compare(size: str, family: str, count: int, repeats: int, apart: tuple[str, 
         times["scores"].append(timed(lambda: case.passes.score([case.v])))
         times["plain_D"].append(timed(lambda: case.plain(case.model, list(case.passes.train))))
     best = {name: min(values) for name, values in times.items()}
-    error = max(abs(fast[name] - slow[name]) / abs(slow[name]) for name in COMPONENTS)
+    exact = Case(size, family, 4, torch.float64, apart) if size == "tiny" else None
+    exactly = f"{largest_error(exact.ours(), exact.naive(exact.masked())):.0e}" if exact else "–"
     floor = best["plain"] + best["scores"] + best["plain_D"]
-    print(
-        f"| {size} | {family} | {'+'.join(apart)} | {best['naive']:.2f} | {best['ours']:.2f} | "
-        f"{best['naive'] / best['ours']:.2f}× | {best['v'] / best['plain']:.2f} | {error:.1e} | "
-        f"{(best['v'] + best['ours']) / floor:.2f} | {best['scores']:.2f} | {case.tokens / best['ours']:.0f} |",
-        flush=True,
-    )
+    row = [size, family, "+".join(apart), f"{best['naive']:.2f}", f"{best['ours']:.2f}"]
+    row += [
+        f"{best['naive'] / best['ours']:.2f}×",
+        f"{best['v'] / best['plain']:.2f}",
+        f"{largest_error(fast, slow):.0e}",
+    ]
+    row += [exactly, f"{(best['v'] + best['ours']) / floor:.2f}", f"{best['scores']:.2f}"]
+    print("| " + " | ".join([*row, f"{case.tokens / best['ours']:.0f}"]) + " |", flush=True)
 
 
-def peak(size: str, family: str, count: int, which: str, apart: tuple[str, ...]) -> None:
-    """Peak memory in MiB of one way, in this process alone."""
-    case = Case(size, family, 6, torch.float32, apart)
-    case.ours()
-    if which == "naive":
+def largest_error(ours: dict[str, float], naive: dict[str, float]) -> float:
+    """Of all components, relative to the largest of them."""
+    return max(abs(ours[name] - naive[name]) for name in COMPONENTS) / max(map(abs, naive.values()))
+
+
+def peak(size: str, family: str, way: str, apart: tuple[str, ...]) -> float:
+    """Peak resident memory in MiB of this process, in which one way runs over two mini-batches."""
+    case = Case(size, family, 8 if family == "dpo" else 12, torch.float32, apart)
+    if way == "ours":
+        del case.naive_model
+        case.ours()
+    else:
+        case.table = case.passes.score([case.v])
+        case.terms = reweight(case.table, objectives.get(family), case.parameters, 0)
+        batches = case.masked()
         del case.model
-        case.naive(case.masked())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        case.naive(batches)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def compare_peaks(size: str, family: str, apart: tuple[str, ...]) -> None:
+    """Prints the peak memory of either way, each in a process of its own."""
+    values = {}
+    for way in ("naive", "ours"):
+        command = [sys.executable, __file__, "--models", size, "--peak", family, way, *apart]
+        values[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"| {size} | {family} | {'+'.join(apart)} | {values['naive']:.0f} | {values['ours']:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -192,13 +227,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny", "medium"], choices=list(SIZES))
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", nargs="+", metavar=("FAMILY", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    print("| model | D | apart | naive s | ours s | ratio | D′: ours / plain | error | ours / floor | scores s | tokens/s |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    if arguments.peak:
+        family, way, *apart = arguments.peak
+        print(peak(arguments.models[0], family, way, tuple(apart)))
+        return
+    header = ["model", "D", "apart", "naive s", "ours s", "ratio", "D′: ours / plain", "error", "error in float64"]
+    header += ["ours / floor", "scores s", "tokens/s"]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     for size in arguments.models:
         for family in ("dpo", "ppo"):
             for apart in (("TOT",), ("POS", "NEG")):
                 compare(size, family, arguments.samples, arguments.repeats, apart)
+    print("\n| model | D | apart | naive MiB | ours MiB |\n|---|---|---|---|---|")
+    for size in arguments.models:
+        for family in ("dpo", "ppo"):
+            for apart in (("TOT",), ("POS", "NEG")):
+                compare_peaks(size, family, apart)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,7 @@ class Measurement:
     def rows(self, mini: MiniBatch, audit: bool) -> list[dict[str, Any]]:
         """One row per component and segment; InputError where the passes disagree by more than the tolerance."""
         measured, inner = self._gradients(mini)
-        v_norm = math.sqrt(sum(float(dot(v, v)) for v in self.directions[0].values()))
-        floor = 0.01 * v_norm * math.sqrt(measured["TOT"][1].sum())
+        floor = 0.01 * self.v_norm * math.sqrt(measured["TOT"][1].sum())
         audits = self._audit(mini) if audit else {}
         rows: list[dict[str, Any]] = []
         row: dict[str, Any]
@@ -77,10 +77,19 @@ class Measurement:
             rows.append(row)
         return [{"batch": mini.batch, "set": "train", "n": mini.n, **row} for row in rows]
 
-    @property
+    @functools.cached_property
+    def v_norm(self) -> float:
+        return norms(self.directions[0])[ALL]
+
+    @functools.cached_property
     def units(self) -> list[str]:
         """Segments that are stored, in module order."""
         return list(dict.fromkeys(units(list(self.directions[0]))))
+
+    @functools.cached_property
+    def unit_index_P(self) -> Tensor:
+        """The place in `units` of every parameter."""
+        return torch.tensor([self.units.index(unit) for unit in units(list(self.directions[0]))])
 
     def _gradients(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
         """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component made apart and of TOT; ⟨g_POS, g_NEG⟩."""
@@ -108,9 +117,8 @@ class Measurement:
 
     def _by_unit(self, values: Tensor) -> np.ndarray:
         """(…, P) → (…, U)."""
-        order = self.units
-        index = torch.tensor([order.index(unit) for unit in units(list(self.directions[0]))])
-        return values.new_zeros(*values.shape[:-1], len(order)).index_add(-1, index, values).numpy()
+        zeros = values.new_zeros(*values.shape[:-1], len(self.units))
+        return zeros.index_add(-1, self.unit_index_P, values).numpy()
 
     def _audit(self, mini: MiniBatch) -> dict[str, float]:
         direction = self.directions[:1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,24 +14,31 @@ from torch.overrides import TorchFunctionMode
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off; the earlier mode is restored."""
-    training = model.training
+    if not model.training:
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train()
 
 
 @contextmanager
-def own_gradients(model: torch.nn.Module) -> Iterator[None]:
+def own_gradients(weights: Sequence[Tensor]) -> Iterator[None]:
     """`.grad` starts empty and the caller's is put back: a probe may run between two steps of a trainer."""
-    kept = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad(set_to_none=True)
+    kept = [weight.grad for weight in weights]
+    set_gradients(weights, [None] * len(weights))
     try:
         yield
     finally:
-        for parameter, gradient in zip(model.parameters(), kept, strict=True):
-            parameter.grad = gradient
+        set_gradients(weights, kept)
+
+
+def set_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Sets every `.grad`."""
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
 
 
 class _KeepFloat64(TorchFunctionMode):
@@ -48,10 +55,13 @@ class _KeepFloat64(TorchFunctionMode):
 
 
 @contextmanager
-def exact_arithmetic(dtype: torch.dtype = torch.float64) -> Iterator[None]:
-    """TF32 off, and float64 models compute in float64 throughout: G is a small difference of large terms."""
+def exact_arithmetic(dtype: torch.dtype = torch.float64, tf32: bool = False) -> Iterator[None]:
+    """TF32 off, unless its errors are studied, and float64 models in float64 throughout.
+
+    G is a small difference of large terms.
+    """
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     try:
         with _KeepFloat64() if dtype == torch.float64 else nullcontext():
             yield

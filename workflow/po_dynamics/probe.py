@@ -53,6 +53,7 @@ def probe(
     seed: int = 0,
     ledger: Ledger | None = None,
     metadata: Mapping[str, Any] | None = None,
+    tf32: bool = False,
     label: str = "probe",
 ) -> Tables:
     """Token scores, gradient norms and dot products of `objective` on D (`train`) towards D′ (`final`).
@@ -70,6 +71,7 @@ def probe(
         tolerance: largest relative difference of forward, reverse and audit; by default 1e-3 (float32), 1e-9 (float64).
         scales: AdamW's P by parameter, for ⟨v, P⁻¹∇L⟩ (`dot_adamw`).
         ledger: keeps finished pieces on disk.
+        tf32: lets a GPU round the factors of matrix products to ten bits; only to study what that does.
 
     Raises:
         InputError: unusable samples, objective or model; passes that disagree by more than the tolerance.
@@ -77,7 +79,7 @@ def probe(
     entry, parameters = objectives.get(objective) if isinstance(objective, str) else objective, parameters or {}
     entry.check(parameters)
     run = Passes(model, train, final, temperature, ledger or Ledger(), label)
-    with exact_arithmetic(run.dtype), run.bar:
+    with exact_arithmetic(run.dtype, tf32), run.bar:
         direction, final_rows = run.direction()
         directions = [direction] if scales is None else [direction, {k: v / scales[k] for k, v in direction.items()}]
         limit = TOLERANCE[run.dtype] if tolerance is None else tolerance
@@ -96,14 +98,17 @@ def probe(
 
 
 def with_reference(
-    samples: Sequence[Sample], reference: PreTrainedModel, label: str = "reference log-probs"
+    samples: Sequence[Sample],
+    reference: PreTrainedModel,
+    label: str = "reference log-probs",
+    tf32: bool = False,
 ) -> list[Sample]:
     """Samples with the reference model's log-probs, by the code path and the batches of the policy's.
 
     So a policy that still is the reference has log-ratios of exactly 0.
     """
     run = Passes(reference, samples, [], 1.0, Ledger(), label)
-    with exact_arithmetic(run.dtype), run.bar:
+    with exact_arithmetic(run.dtype, tf32), run.bar:
         logps = run.score([])["logprob"].to_numpy()
     ends = np.cumsum([len(sample.response_ids) for sample in samples])
     return [replace(s, ref_logps=part) for s, part in zip(samples, np.split(logps, ends[:-1]), strict=True)]
@@ -139,7 +144,7 @@ class Passes:
         for done, samples in enumerate(batches, 1):
             if done > stored["done"]:
                 gradient, nll_B = token_scores.nll_gradient(self.model, self._collate(samples), 1 / len(self.final))
-                norm = sum(float(token_scores.dot(g, g)) for g in gradient) ** 0.5 * len(self.final) / len(samples)
+                norm = float(torch.nn.utils.get_total_norm(gradient)) * len(self.final) / len(samples)
                 row = {"batch": samples[0].batch, "set": "final", "component": "NLL", "segment": "all"}
                 rows.append({**row, "n": len(samples), "loss": float(nll_B.mean()), "grad_norm": norm})
                 total = total or [torch.zeros_like(g) for g in gradient]
@@ -173,7 +178,7 @@ class Passes:
         padded = (len(samples) * max(s.length for s in samples) for samples in mini_batches(self.train))
         order = sorted(range(len(self.train)), key=lambda i: -self.train[i].length)
         lengths = [self.train[i].length for i in order]
-        for start, stop in by_length(lengths, call_cost(self.model), max(CHUNK_TOKENS, *padded)):
+        for start, stop in by_length(lengths, call_cost(list(self.model.parameters())), max(CHUNK_TOKENS, *padded)):
             yield order[start:stop]
 
     def measure(

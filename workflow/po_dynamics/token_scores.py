@@ -9,6 +9,7 @@ Shapes: B sequences, L tokens, T = L − 1 predictions, K directions, P paramete
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ from transformers import PreTrainedModel
 
 from po_dynamics.errors import InputError
 from po_dynamics.models import Batch, token_logps
-from po_dynamics.modes import evaluating, own_gradients
+from po_dynamics.modes import evaluating, own_gradients, set_gradients
 
 Direction = dict[str, Tensor]  # by parameter name, as a gradient is
+_DOT_BLOCK = {"cpu": 1 << 16}  # numbers that fit into a core's cache
 _CALL_WORK = {
     "cpu": 2e8,
     "cuda": 5e12,
@@ -73,8 +75,12 @@ def parameters(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ accumulated in float64 (a scalar on the device of `a`)."""
-    return (a * b).sum(dtype=torch.float64)
+    """⟨a, b⟩ in float64 (a scalar on the device of `a`), in blocks: no float64 copy of the whole is made."""
+    block = _DOT_BLOCK.get(a.device.type, 1 << 26)
+    if a.numel() <= block:
+        return torch.dot(a.reshape(-1).double(), b.reshape(-1).double())
+    blocks = zip(a.reshape(-1).split(block), b.reshape(-1).split(block), strict=True)
+    return torch.stack([torch.dot(x.double(), y.double()) for x, y in blocks]).sum()
 
 
 def _logits(call: Callable[..., Any], batch: Batch, selective: bool) -> Tensor:
@@ -86,7 +92,12 @@ def _logits(call: Callable[..., Any], batch: Batch, selective: bool) -> Tensor:
 
 
 def _selective(model: PreTrainedModel) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+    return _has_argument(type(model).forward, "logits_to_keep")
+
+
+@functools.cache
+def _has_argument(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters
 
 
 def _place(values: Tensor, mask_BT: Tensor) -> Tensor:
@@ -146,13 +157,13 @@ def _dual_logits(
 
 def nll_gradient(model: PreTrainedModel, batch: Batch, scale: float = 1.0) -> tuple[list[Tensor], Tensor]:
     """Gradient of scale · Σ_y −log π(y|x) by parameter, and −log π(y|x) of each response (B,), nats."""
-    nll_B = torch.zeros(len(batch.input_ids_BL), dtype=torch.float64)
-    with own_gradients(model), evaluating(model):
-        for rows in parts(model, batch, list(range(len(nll_B)))):
+    nll_B, weights = torch.zeros(len(batch.input_ids_BL), dtype=torch.float64), list(model.parameters())
+    with own_gradients(weights), evaluating(model):
+        for rows in parts(batch, list(range(len(nll_B))), call_cost(weights)):
             part_nll_B = -logps(model, select(batch, rows)).sum(-1)
             (scale * part_nll_B.sum()).backward()
             nll_B[rows] = part_nll_B.detach().double().cpu()
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        gradient = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
     return gradient, nll_B
 
 
@@ -171,20 +182,22 @@ def component_gradients(
     model's own `.grad` is put back afterwards.
     """
     present_CB = torch.stack([(c_BT != 0).any(1) for c_BT in coefficients.values()]).cpu()
-    sums: list[list[Tensor | None]] = [[None for _ in model.parameters()] for _ in coefficients]
-    with own_gradients(model), evaluating(model):
+    named = list(model.named_parameters())
+    weights, values = [weight for _, weight in named], list(coefficients.values())
+    sums: list[list[Tensor | None]] = [[None] * len(weights) for _ in values]
+    with own_gradients(weights), evaluating(model):
         for present in present_CB.unique(dim=1).T:
             same = (present_CB == present.unsqueeze(1)).all(0).nonzero().flatten().tolist()
             held = present.nonzero().flatten().tolist()
-            for rows in parts(model, batch, same) if held else ():
+            for rows in parts(batch, same, call_cost(weights)) if held else ():
                 part = select(batch, rows)
                 logps_BT = logps(model, part, temperature)
                 for c in held:
-                    c_BT = list(coefficients.values())[c][rows][:, : logps_BT.shape[1]]
-                    _set_gradients(model, sums[c])
+                    c_BT = values[c][rows][:, : logps_BT.shape[1]]
+                    set_gradients(weights, sums[c])
                     (-(c_BT * logps_BT).sum()).backward(retain_graph=c != held[-1])
-                    sums[c] = [parameter.grad for parameter in model.parameters()]
-    return _measure(sums, list(model.named_parameters()), directions)
+                    sums[c] = [weight.grad for weight in weights]
+    return _measure(sums, named, directions)
 
 
 def _measure(
@@ -206,23 +219,17 @@ def _measure(
     )
 
 
-def _set_gradients(model: PreTrainedModel, gradients: Sequence[Tensor | None]) -> None:
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-
-
-def parts(model: PreTrainedModel, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
+def parts(batch: Batch, rows: Sequence[int], cost: float) -> list[list[int]]:
     """Rows of a batch in parts of similar length: as little padding as the cost of one more call is worth."""
     lengths = batch.attention_mask_BL.sum(1).tolist()
     order = sorted(rows, key=lambda row: -lengths[row])
-    chunks = by_length([lengths[row] for row in order], call_cost(model))
+    chunks = by_length([lengths[row] for row in order], cost)
     return [order[start:stop] for start, stop in chunks]
 
 
-def call_cost(model: PreTrainedModel) -> float:
-    """What a call costs beside its arithmetic, in tokens."""
-    work = _CALL_WORK.get(next(model.parameters()).device.type, 2e8)
-    return work / (6 * sum(parameter.numel() for parameter in model.parameters()))
+def call_cost(weights: Sequence[Tensor]) -> float:
+    """What a call of a model with these parameters costs beside its arithmetic, in tokens."""
+    return _CALL_WORK.get(weights[0].device.type, 2e8) / (6 * sum(weight.numel() for weight in weights))
 
 
 def by_length(lengths: Sequence[int], cost: float, budget: float = math.inf) -> list[tuple[int, int]]:
