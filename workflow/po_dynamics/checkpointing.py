@@ -224,22 +224,11 @@ class TrainingLog:
             writer.writerows(rows)
 
 
-def _second_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's `exp_avg_sq` by parameter name, float32 on the CPU; empty before the first step."""
-    import torch
-
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    return {
-        name: optimizer.state[parameter]["exp_avg_sq"].detach().to("cpu", torch.float32).contiguous()
-        for name, parameter in model.named_parameters()
-        if "exp_avg_sq" in optimizer.state.get(parameter, {})
-    }
-
-
-def _write_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:
+def _write_optimizer(
+    moments: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, folder: Path, step: int
+) -> None:
     from safetensors.torch import save_file
 
-    moments = _second_moments(model, optimizer)
     if not moments:
         return
     save_file(moments, folder / "exp_avg_sq.safetensors")
@@ -254,10 +243,15 @@ def save_float32(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
 
     Only through `save_pretrained`: TRL patches `forward` on the instance, and a deep copy would run the live weights.
     """
-    import torch
+    from po_dynamics import sharding
 
-    state = {name: value.to("cpu", torch.float32) for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state)
+    _write_model(model, sharding.weights(model, everywhere=not sharding.is_sharded(model)), tokenizer, folder)
+
+
+def _write_model(
+    model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"
@@ -276,15 +270,23 @@ def save_step(
     """Writes the checkpoint that the probe reads into `folder`, atomically; an earlier one is replaced.
 
     With an optimizer that has taken a step also `exp_avg_sq.safetensors` and `optimizer.json`, whose learning rate is
-    that of the next step. `critic` goes to `folder/critic`.
+    that of the next step. `critic` goes to `folder/critic`. Every process calls it (sharded weights are gathered), the
+    first one writes, and nobody waits for that.
     """
-    model = getattr(model, "module", model)  # DistributedDataParallel
+    from po_dynamics import sharding
+
+    model, critic = sharding.unwrapped(model), sharding.unwrapped(critic)
+    weights = sharding.weights(model)
+    moments = sharding.second_moments(model, optimizer) if optimizer is not None else {}
+    critic_weights = sharding.weights(critic) if critic is not None else {}
+    if not sharding.is_writer():
+        return
     with atomic_folder(folder) as temporary:
-        save_float32(model, tokenizer, temporary)
+        _write_model(model, weights, tokenizer, temporary)
         if optimizer is not None:
-            _write_optimizer(model, optimizer, temporary, step)
+            _write_optimizer(moments, optimizer, temporary, step)
         if critic is not None:
-            save_float32(getattr(critic, "module", critic), tokenizer, temporary / "critic")
+            _write_model(critic, critic_weights, tokenizer, temporary / "critic")
 
 
 def require_finite(value: float, *, what: str, step: int, sample_ids: list[Any], last_good: Path | None) -> None:

@@ -27,6 +27,7 @@ class Critic(nn.Module):
         super().__init__()
         self.model: Any = model
         self.mean, self.std = mean, std
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # what sharding gathers one at a time
         model.config.score_mean, model.config.score_std = mean, std  # so that `model.save_pretrained` keeps them
 
     def forward(self, **inputs: Tensor) -> Tensor:

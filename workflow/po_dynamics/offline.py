@@ -121,7 +121,9 @@ def _train(
 
     tokenizer = models.load_tokenizer(init)
     # transformers' resume leaves weights at their initial values that are renamed in files (GPT-NeoX's head, silently).
-    policy = models.load_model(resume.last_complete(state) or init, device="cpu")
+    last = resume.last_complete(state)
+    whole = last is not None and (last / "config.json").is_file()  # sharded checkpoints are for the trainer alone
+    policy = models.load_model(last if last and whole else init, device="cpu")
     trainer = offline_trainer.OfflineTrainer(policy, arguments, tokenizer, data, method, parameters, first_step)
     callbacks = [
         offline_trainer.AbsoluteSteps(init, first_step, settings),

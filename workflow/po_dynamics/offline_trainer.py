@@ -28,6 +28,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from po_dynamics.models import Batch, token_logps
 from po_dynamics.objectives import Objective, Pairs, PairTerms
 from po_dynamics.resume import collate_with_ids
+from po_dynamics.sharding import like
 
 METRICS = (  # means over the pairs of a step; log-probs in nats, sums over response tokens
     "loss",
@@ -192,5 +193,5 @@ class AbsoluteSteps(TrainerCallback):
             inner.state[parameter] = {
                 "step": torch.tensor(float(self.first_step), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": moments[name].to(parameter.device),
+                "exp_avg_sq": like(moments[name], parameter),
             }

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics import advantages, objectives, ppo_metrics, ppo_state, scorers
+from po_dynamics import advantages, objectives, ppo_metrics, ppo_state, scorers, sharding
 from po_dynamics.checkpointing import Termination, TrainingLog, open_state, require_finite
 from po_dynamics.errors import InputError
 from po_dynamics.experience import (
@@ -39,7 +39,7 @@ from po_dynamics.experience import (
 from po_dynamics.models import collate, load_model, load_tokenizer
 from po_dynamics.objectives import Objective
 from po_dynamics.ppo_settings import PPOSettings
-from po_dynamics.ppo_update import Learner, NonFiniteError, Update, make_optimizer, set_learning_rates
+from po_dynamics.ppo_update import Learner, NonFiniteError, Update, set_learning_rates
 from po_dynamics.rollout import Response, Rollout, Sampling, VLLMRollout, check, engine, mix, row_uniforms
 
 __all__ = ["PPOSettings", "RolloutSample", "fresh_rollouts", "train_online"]
@@ -136,7 +136,7 @@ class Run:
         device = self.accelerator.device
         self.scorer = scorers.load(reward, self.tokenizer, options.micro_batch_size, device)
         self.reference = load_model(reference, device=device).requires_grad_(False)
-        self.learner = make_learner(policy, reward, options, self.accelerator)
+        self.learner = ppo_state.make_learner(policy, reward, options, self.accelerator)
         self.rollout = make_rollout(self.learner, self.sampling, options, self.tokenizer)
         self.log = TrainingLog(state / "training.csv")
         self.kl_coefficient = options.kl_coefficient
@@ -267,22 +267,6 @@ def online_objective(name: str, parameters: Mapping[str, Any]) -> Objective:
     return rule
 
 
-def make_learner(policy: Path, reward: str | Path, options: PPOSettings, accelerator: Accelerator) -> Learner:
-    """Policy and critic in float32, dropout off, each with its own AdamW, prepared for the processes."""
-    actor, critic = load_model(policy, device="cpu"), ppo_state.load_critic(reward, policy)
-    for model in (actor, critic.model):
-        model.train()
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-    prepared = accelerator.prepare(actor), accelerator.prepare(critic)
-    rates = options.learning_rate, options.critic_learning_rate or options.learning_rate
-    optimizers = [
-        make_optimizer(model, rate, options.weight_decay, options.adam_epsilon)
-        for model, rate in zip(prepared, rates, strict=True)
-    ]
-    return Learner(prepared[0], prepared[1], optimizers[0], optimizers[1], accelerator)
-
-
 def make_rollout(
     learner: Learner, sampling: Sampling, options: PPOSettings, tokenizer: PreTrainedTokenizerBase
 ) -> Rollout:
@@ -291,7 +275,7 @@ def make_rollout(
     if options.rollout == "vllm":
 
         def save(folder: Path) -> None:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=sharding.weights(model, everywhere=True))
             tokenizer.save_pretrained(folder)
 
         return VLLMRollout(save, sampling)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,9 +23,40 @@ from po_dynamics import scorers
 from po_dynamics.checkpointing import atomic_folder, remove, save_step, write_json
 from po_dynamics.critic import Critic
 from po_dynamics.errors import InputError
-from po_dynamics.ppo_update import Learner
+from po_dynamics.models import load_model
+from po_dynamics.ppo_settings import PPOSettings
+from po_dynamics.ppo_update import Learner, make_optimizer
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def make_learner(policy: Path, reward: str | Path, options: PPOSettings, accelerator: Accelerator) -> Learner:
+    """Policy and critic in float32, dropout off, each with its own AdamW, prepared for the processes."""
+    actor, critic = load_model(policy, device="cpu"), load_critic(reward, policy)
+    for model in (actor, critic.model):
+        model.train()
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    (policy_, policy_optimizer), (critic_, critic_optimizer) = (
+        prepare(model, rate, options, accelerator)
+        for model, rate in (
+            (actor, options.learning_rate),
+            (critic, options.critic_learning_rate or options.learning_rate),
+        )
+    )
+    return Learner(policy_, critic_, policy_optimizer, critic_optimizer, accelerator)
+
+
+def prepare(
+    model: nn.Module, rate: float, options: PPOSettings, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model as the processes share it, and its AdamW; sharding replaces the parameters of both at once."""
+    if not accelerator.is_fsdp2:
+        model = accelerator.prepare(model)
+        return model, make_optimizer(model, rate, options.weight_decay, options.adam_epsilon)
+    optimizer = make_optimizer(model, rate, options.weight_decay, options.adam_epsilon)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return model, plain(optimizer)
 
 
 def load_critic(reward: str | Path, policy: Path) -> Critic:
@@ -109,15 +141,15 @@ def require_checkpoints(state: Path, steps: Sequence[int]) -> None:
 def save_checkpoint(state: Path, learner: Learner, tokenizer: Any, step: int, kl_coefficient: float) -> None:
     """step-<t>/ for the probe: policy and critic in float32, second moments by parameter name, the KL coefficient."""
     accelerator, folder = learner.accelerator, checkpoint(state, step)
+    save_step(
+        accelerator.unwrap_model(learner.policy),
+        tokenizer,
+        folder,
+        step=step,
+        optimizer=plain(learner.policy_optimizer),
+        critic=accelerator.unwrap_model(learner.critic).model,
+    )
     if accelerator.is_main_process:
-        save_step(
-            accelerator.unwrap_model(learner.policy),
-            tokenizer,
-            folder,
-            step=step,
-            optimizer=plain(learner.policy_optimizer),
-            critic=accelerator.unwrap_model(learner.critic).model,
-        )
         write_json(folder / "ppo.json", {"step": step, "kl_coefficient": kl_coefficient})
     accelerator.wait_for_everyone()
 

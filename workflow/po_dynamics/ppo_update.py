@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from po_dynamics import sharding
 from po_dynamics.critic import token_values
 from po_dynamics.errors import InputError
 from po_dynamics.experience import Experience, lengths, similar_lengths
@@ -106,6 +107,13 @@ def value_terms(values_BT: Tensor, experience: Experience, clip: float | None) -
 def grad_norm(parameters: Iterator[nn.Parameter]) -> Tensor:
     """Euclidean norm of the gradients that are there."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def clip_grad_norm(model: nn.Module, limit: float, accelerator: Accelerator) -> Tensor:
+    """Clips the gradients; the norm before. accelerate cannot tell two sharded models of as many parameters apart."""
+    if accelerator.is_fsdp2:
+        return sharding.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    return accelerator.clip_grad_norm_(model.parameters(), limit)
 
 
 class Update:
@@ -214,7 +222,7 @@ class Update:
         for name, model, _ in pairs:
             limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
             # An infinite limit only measures: the scale is clamped to 1.
-            norm = float(learner.accelerator.clip_grad_norm_(model.parameters(), limit))
+            norm = float(clip_grad_norm(model, limit, learner.accelerator))
             if not norm < float("inf"):
                 raise NonFiniteError(f"the gradient norm of the {name}", norm, rows)
             self.norms[name].append(norm)

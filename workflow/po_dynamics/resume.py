@@ -30,6 +30,7 @@ from po_dynamics.checkpointing import (
     write_json,
 )
 from po_dynamics.errors import InputError
+from po_dynamics.sharding import whole
 
 MARKER = "complete.json"
 # Not the same after a resume (totals that TRL restarts, wall-clock rates), so they stay out of the log.
@@ -107,7 +108,7 @@ class Snapshots(TrainerCallback):
 
     def _save(self, state: TrainerState, optimizer: Any, model: Any) -> None:
         step = self.first_step + state.global_step
-        if step in self.steps and state.is_world_process_zero:
+        if step in self.steps:  # on every process: sharded weights are gathered
             save_step(model, self.tokenizer, self.folder / f"step-{step}", step=step, optimizer=optimizer)
 
 
@@ -131,7 +132,8 @@ class _Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        self._require_finite(float(torch.nn.utils.get_total_norm(gradients)), "the gradient norm", self.sample_ids)
+        norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
+        self._require_finite(norm, "the gradient norm", self.sample_ids)
         self.sample_ids = []
 
     def _require_finite(self, value: float, what: str, ids: list[Any]) -> None:
@@ -273,7 +275,8 @@ def train_resumably(
     _mend_loading(trainer)
     last = last_complete(state)
     if last is not None and int(last.name.rpartition("-")[2]) >= trainer.args.max_steps:
-        trainer._load_from_checkpoint(str(last))  # `train` would take one step too many
+        if not trainer.is_fsdp_enabled:  # sharded, nobody reads the weights: the step checkpoints are written
+            trainer._load_from_checkpoint(str(last))  # `train` would take one step too many
         return
     with Termination() as termination:
         keeper = _Keeper(state, termination)

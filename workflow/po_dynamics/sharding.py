@@ -1,0 +1,79 @@
+"""Whole weights and optimizer states of a model that one process holds, or that FSDP2 spreads over several.
+
+A sharded tensor is gathered by a collective: every process calls these functions, and in the same order. Tensors are
+gathered one at a time, so no device ever holds a second copy of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DistributedDataParallel; FSDP2 wraps nothing."""
+    return getattr(model, "module", model)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def is_writer() -> bool:
+    """Whether this process writes files."""
+    return not (
+        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
+    )
+
+
+def whole(value: Tensor) -> Tensor:
+    """The full tensor; a collective where it is sharded."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A full tensor, the same on every process, laid out as `parameter` is."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def weights(model: nn.Module, *, everywhere: bool = False) -> dict[str, Tensor]:
+    """The state dict in float32 on the CPU, by names without wrappers' prefixes; tied weights stay one tensor.
+
+    Empty where `is_writer` is false, unless it is wanted `everywhere`.
+    """
+    model, keep = unwrapped(model), everywhere or is_writer()
+    if not (keep or is_sharded(model)):
+        return {}
+    identities = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    gathered: dict[Any, Tensor] = {}
+    state = {}
+    for name, value in model.state_dict().items():
+        key = identities.get(name, name)
+        if key not in gathered:
+            gathered[key] = _float32(value, keep)
+        state[name] = gathered[key]
+    return state if keep else {}
+
+
+def second_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's `exp_avg_sq` by parameter name, float32 on the CPU; empty before the first step and on non-writers."""
+    optimizer, model = getattr(optimizer, "optimizer", optimizer), unwrapped(model)  # accelerate wraps both
+    if not (is_writer() or is_sharded(model)):
+        return {}
+    moments = {
+        name: _float32(optimizer.state[parameter]["exp_avg_sq"].detach(), is_writer()).contiguous()
+        for name, parameter in model.named_parameters()
+        if "exp_avg_sq" in optimizer.state.get(parameter, {})
+    }
+    return moments if is_writer() else {}
+
+
+def _float32(value: Tensor, keep: bool) -> Tensor:
+    full = whole(value)
+    return full.to("cpu", torch.float32) if keep else torch.empty(0)
