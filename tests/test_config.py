@@ -1,12 +1,15 @@
 """Configurations: every shipped one is valid, and every mistake is named with its key, value and way out."""
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from po_dynamics import config as configuration
+from po_dynamics import objectives
 from po_dynamics.errors import InputError
+from po_dynamics.ppo_settings import PARITY, PPOSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +42,22 @@ def test_paper_states_the_papers_settings():
     assert swept == {(2500, 5500), (2500, 6500), (3000, 8000)}
     assert paper.runs["pythia-2.8b", "dpo_no_pos"].steps[0] == 6000
     assert len(paper.runs["qwen3-1.7b", "ppo"].seeds) == 5
+
+
+def test_online_settings_of_the_schema_are_those_of_the_trainer():
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())["$defs"]["online"]
+    known = {field.name for field in fields(PPOSettings)} - set(PARITY)
+    assert set(schema["properties"]) == known
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
+def test_trainer_takes_online_settings_of_shipped_configurations(file):
+    runs = configuration.load(yaml.safe_load(file.read_text())).runs.values()
+    online = [run for run in runs if objectives.get(run.method).family == "online"]
+    for run in online:
+        assert PPOSettings.of(run.settings).batch_size == run.settings["batch_size"]
+        PPOSettings.of(run.settings).group_size(run.method)
+    assert online
 
 
 def edit(config, path, value):

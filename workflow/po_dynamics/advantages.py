@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from po_dynamics.objectives import group_normalise
+
 KLEstimator = Literal["k1", "k3"]
 ScorePosition = Literal["eos", "after_eos"]
 
@@ -102,6 +104,19 @@ def estimate(
         rewards_BT = whiten(rewards_BT, value_mask_BT, shift_mean=False)
     raw_BT = gae(rewards_BT, values_BT, gamma, lam).masked_fill(~value_mask_BT, 0.0)
     return Advantages(rewards_BT, raw_BT, whiten(raw_BT, mask_BT), raw_BT + values_BT)
+
+
+def group_relative(estimated: Advantages, rewards_BT: Tensor, mask_BT: Tensor, size: int) -> Advantages:
+    """Advantages of GRPO (arXiv 2402.03300, outcome supervision) in place of GAE's; `size` consecutive rows a prompt.
+
+    A response's reward is the sum of its token rewards, score − kl_coefficient · KL(response); normalised within the
+    group, it is the advantage of all its tokens, and is not whitened again. Returns, which the critic learns, stay.
+    """
+    rewards_B = rewards_BT.sum(1)
+    groups_B = torch.arange(len(rewards_B), device=rewards_B.device) // size
+    advantages_B = group_normalise(rewards_B, groups_B)
+    advantages_BT = advantages_B.unsqueeze(1).expand_as(mask_BT).masked_fill(~mask_BT, 0.0)
+    return estimated._replace(raw_BT=advantages_BT, whitened_BT=advantages_BT)
 
 
 def adapt_kl_coefficient(

@@ -75,7 +75,7 @@ class RolloutSample(NamedTuple):
     ref_logps_R: Tensor  # nats, of the SFT model
     values_R: Tensor  # the checkpoint's own critic, before each token
     raw_advantages_R: Tensor  # GAE
-    advantages_R: Tensor  # whitened over all tokens of the n roll-outs (masked, Bessel)
+    advantages_R: Tensor  # whitened over all tokens of the n roll-outs (masked, Bessel); both group-relative for grpo
 
 
 def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Prompt], int]:
@@ -195,14 +195,17 @@ def assess(
     values_BT: Tensor,
     settings: PPOSettings,
     kl_coefficient: float,
+    group_size: int | None = None,
 ) -> Experience:
-    """Rewards, GAE, whitening and quantiles of a whole (gathered) roll-out batch."""
+    """Rewards, whitened GAE (with a `group_size`: group-relative advantages) and quantiles of a whole gathered batch."""
     kl_BT = advantages.kl_estimate(logps_BT, ref_logps_BT, settings.kl_estimator)
     rewards_BT = advantages.token_rewards(kl_BT, scores_B, score_columns_B, kl_coefficient)
     mask_BT = batch.loss_mask_BT
     estimated = advantages.estimate(
         rewards_BT, values_BT, mask_BT, value_mask_BT, settings.gamma, settings.gae_lambda, settings.whiten_rewards
     )
+    if group_size is not None:
+        estimated = advantages.group_relative(estimated, rewards_BT, mask_BT, group_size)
     weights = estimated.whitened_BT[mask_BT].abs()
     cuts = objectives.thresholds(weights) if len(weights) else None
     quantiles = (float(cuts[0]), float(cuts[1])) if cuts else None
@@ -232,17 +235,20 @@ def fresh_rollouts(
     n: int,
     settings: Mapping[str, Any],
     seed: int,
+    objective: str = "ppo",
 ) -> list[RolloutSample]:
     """n roll-outs at `checkpoint` (a step-<t>/ folder of PPO, with critic/), scored as in training.
 
     `reference` is the SFT model; `reward` a reward-model folder or "module:function"; `prompts` the preferences.parquet
     that training used (column `prompt`, messages); `settings` is models.<m>.online. Deterministic for a seed; dropout
     off; fp32. Raises InputError where a folder, a column or the critic is missing. The KL coefficient is the one of
-    the settings, or the adaptive one of the checkpoint's `ppo.json`, where that is stored.
+    the settings, or the adaptive one of the checkpoint's `ppo.json`, where that is stored. `objective` tells how
+    advantages are made; for a group-relative one, n must be a multiple of `rollouts_per_prompt`.
     """
     from po_dynamics import ppo_state, scorers
 
     options = PPOSettings.of(settings)
+    repeats = options.group_size(objective, n) or 1
     if not (checkpoint / "critic").is_dir():
         raise InputError(f"{checkpoint} has no critic/: it is not a checkpoint of PPO")
     device, tokenizer = default_device(), load_tokenizer(checkpoint)
@@ -250,7 +256,7 @@ def fresh_rollouts(
     critic = Critic.from_pretrained(checkpoint / "critic").to(device).eval()
     scorer = scorers.load(reward, tokenizer, options.micro_batch_size, device)
     pool, _ = load_prompts(prompts, tokenizer, options.max_prompt_length)
-    chosen = [pool[row] for row in epoch_order(len(pool), 0, n, mix(seed, 2))]
+    chosen = [pool[row] for row in epoch_order(len(pool), 0, n // repeats, mix(seed, 2)) for _ in range(repeats)]
     sampling = sampling_of(options, tokenizer)
     engine: Rollout = CachedRollout(policy, sampling, options.micro_batch_size * 4)
     responses = engine([prompt.ids for prompt in chosen], row_uniforms(n, sampling, (seed, 3)))
@@ -267,6 +273,7 @@ def fresh_rollouts(
         all_values(critic, batch, mask_BT, size),
         options,
         ppo_state.kl_coefficient(checkpoint, options.kl_coefficient),
+        options.group_size(objective),
     )
     return list(_samples(chosen, responses, scores_B, experience))
 

@@ -68,6 +68,7 @@ def train_online(
     Raises InputError for bad inputs before any training, and for losses, gradients or rewards that are not finite.
     """
     options, rule = PPOSettings.of(settings), online_objective(objective, parameters)
+    options.group_size(objective)  # refuses a group of one
     run = Run(policy, reward, reference or policy, prompts, state, rule, parameters, options, seed)
     signature: dict[str, Any] = {
         "policy": policy,
@@ -159,8 +160,9 @@ class Run:
     def roll_out(self, step: int) -> Rollouts:
         """Samples and scores; each process takes its share, and every row has random numbers of its own."""
         size = self.options.batch_size
-        rows = epoch_order(len(self.prompts), step * size, size, self.seed)
-        prompts, mine = [self.prompts[row] for row in rows], self.share(size)
+        repeats = self.options.rollouts_per_prompt
+        rows = epoch_order(len(self.prompts), step * size // repeats, size // repeats, self.seed)
+        prompts, mine = [self.prompts[row] for row in rows for _ in range(repeats)], self.share(size)
         uniforms_BR = row_uniforms(size, self.sampling, (self.seed, 0, step))
         with self.accelerator.autocast():
             own = self.rollout([prompt.ids for prompt in prompts[mine]], uniforms_BR[mine])
@@ -198,6 +200,7 @@ class Run:
             values_BT,
             options,
             self.kl_coefficient,
+            options.group_size(self.rule.name),
         )
 
     def learn(self, rollouts: Rollouts, experience: Experience, step: int) -> dict[str, float]:

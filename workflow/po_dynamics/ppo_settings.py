@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from po_dynamics.errors import InputError
 
+GROUPED = ("grpo",)  # objectives whose advantages compare the responses to one prompt
+PARITY = ("score_position", "loss_norm", "step_every", "accumulation")  # settings that no configuration has
+
 
 @dataclass(frozen=True)
 class PPOSettings:
@@ -46,6 +49,7 @@ class PPOSettings:
     save_every: int = 20  # resumable state, in updates
     checkpoints: tuple[int, ...] = ()
     rollout: Literal["cached", "generate", "vllm"] = "cached"
+    rollouts_per_prompt: int = 1  # responses to each prompt of an update; grpo compares them
     # Parity with TRL 1.12; the defaults are the ones to train with.
     score_position: Literal["eos", "after_eos"] = "eos"
     loss_norm: Literal["tokens", "micro_mean"] = "tokens"
@@ -75,6 +79,7 @@ class PPOSettings:
             "mini_batches",
             "max_new_tokens",
             "save_every",
+            "rollouts_per_prompt",
         )
         for name in (*counts, "max_prompt_length", "learning_rate", "temperature", "adam_epsilon", "kl_horizon"):
             if not getattr(self, name) > 0:
@@ -95,8 +100,29 @@ class PPOSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"online: {name} is {getattr(self, name)!r} (allowed: {', '.join(allowed)})")
+        if self.batch_size % self.rollouts_per_prompt:
+            raise InputError(
+                f"online: batch_size {self.batch_size} must be a multiple of rollouts_per_prompt "
+                f"{self.rollouts_per_prompt}"
+            )
         if outside := [step for step in self.checkpoints if not 0 <= step <= self.max_steps]:
             raise InputError(f"online: checkpoints {outside} lie outside of 0 … max_steps = {self.max_steps}")
+
+    def group_size(self, objective: str, samples: int = 0) -> int | None:
+        """Responses whose rewards are normalised together; None for an objective whose advantages are GAE's.
+
+        InputError for groups of one, and where `samples`, the roll-outs of the probe, are no whole number of groups.
+        """
+        if objective not in GROUPED:
+            return None
+        if self.rollouts_per_prompt == 1:
+            raise InputError(f"online: {objective} compares responses to one prompt: set rollouts_per_prompt above 1")
+        if samples % self.rollouts_per_prompt:
+            raise InputError(
+                f"probe.samples is {samples}, but {objective} needs a multiple of rollouts_per_prompt = "
+                f"{self.rollouts_per_prompt}"
+            )
+        return self.rollouts_per_prompt
 
     def check_processes(self, processes: int) -> None:
         """InputError unless the batch divides into mini-batches, and each mini-batch over the processes."""

@@ -103,7 +103,7 @@ def probe_online(
     signature = _signature(inputs, models, objective, parameters, settings)
 
     def draw(folder: Path) -> list[Sample]:
-        rollouts = fresh_rollouts(folder, reference, reward, preferences, n, training, seed)
+        rollouts = fresh_rollouts(folder, reference, reward, preferences, n, training, seed, objective)
         return rollout_samples(rollouts, batch_size)
 
     temperature = training.get("temperature", 1.0)
