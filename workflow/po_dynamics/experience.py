@@ -197,7 +197,7 @@ def assess(
     kl_coefficient: float,
     group_size: int | None = None,
 ) -> Experience:
-    """Rewards, whitened GAE (with a `group_size`: group-relative advantages) and quantiles of a whole gathered batch."""
+    """Rewards, whitened GAE (with a `group_size`: group-relative advantages) and quantiles of a gathered batch."""
     kl_BT = advantages.kl_estimate(logps_BT, ref_logps_BT, settings.kl_estimator)
     rewards_BT = advantages.token_rewards(kl_BT, scores_B, score_columns_B, kl_coefficient)
     mask_BT = batch.loss_mask_BT
