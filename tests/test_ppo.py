@@ -91,7 +91,7 @@ def assert_same(one: Path, other: Path, tolerance: float = 0.0) -> None:
         assert left.keys() == right.keys()
         for name in left:
             torch.testing.assert_close(left[name], right[name], rtol=tolerance, atol=tolerance)
-    logs = [pd.read_csv(run / "log").drop(columns="episodes_per_second") for run in (one, other)]
+    logs = [pd.read_csv(run / "log") for run in (one, other)]
     pd.testing.assert_frame_equal(*logs, check_exact=tolerance == 0.0, rtol=max(tolerance, 1e-12) * 100, atol=tolerance)
 
 
@@ -188,7 +188,7 @@ def test_first_ratio_is_one_under_hostile_defaults(world: dict[str, Path], tmp_p
     for name, policy in (("mild", world["policy"]), ("hostile", tmp_path / "policy")):
         changes = {"max_steps": 2, "checkpoints": [2], "rollout": "generate" if name == "hostile" else "cached"}
         ppo.train_online(**job(world, tmp_path / name, policy=policy, settings=changes))
-        logs.append(pd.read_csv(tmp_path / name / "log").drop(columns="episodes_per_second"))
+        logs.append(pd.read_csv(tmp_path / name / "log"))
     assert (logs[1]["ratio_first_deviation"] < 1e-5).all()
     pd.testing.assert_frame_equal(*logs, rtol=1e-3, atol=1e-4)
 

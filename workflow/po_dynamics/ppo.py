@@ -87,9 +87,9 @@ def train_online(
             experience = run.evaluate(rollouts, step)
             metrics = run.learn(rollouts, experience, step)
             step += 1
-            metrics["episodes_per_second"] = options.batch_size / (time.perf_counter() - started)
             run.record(step, metrics)
-            bar.set_postfix(ppo_metrics.postfix(metrics), refresh=False)
+            speed = options.batch_size / (time.perf_counter() - started)
+            bar.set_postfix(ppo_metrics.postfix(metrics, speed), refresh=False)
             bar.update()
             stop = run.anyone(termination.requested)
             run.keep(step, save=stop)

@@ -73,11 +73,11 @@ def progress(step: int, steps: int, shown: bool) -> tqdm:
     return tqdm(total=steps, initial=step, mininterval=5, desc="PPO", unit="update", disable=not shown)
 
 
-def postfix(metrics: Mapping[str, float]) -> dict[str, str]:
+def postfix(metrics: Mapping[str, float], episodes_per_second: float) -> dict[str, str]:
     """The numbers beside the bar."""
     return {
         "loss": f"{metrics['policy_loss']:.4f}",
         "reward": f"{metrics['reward']:.3f}",
         "kl": f"{metrics['kl_per_response']:.2f}",
-        "episodes/s": f"{metrics['episodes_per_second']:.1f}",
+        "episodes/s": f"{episodes_per_second:.1f}",
     }
