@@ -28,3 +28,6 @@ rule all:
     default_target: True
     input:
         f"results/{config['experiment']}/report.html",
+        # Named here, though the report needs them: Snakemake rebuilds a deleted file only if it is asked for.
+        TABLES,
+        figure_files,

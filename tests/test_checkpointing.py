@@ -136,7 +136,7 @@ def stepped(model: torch.nn.Module) -> torch.optim.AdamW:
 def test_step_checkpoint_holds_weights_and_second_moments(tmp_path):
     model, tokenizer = tiny.tiny_model(), tiny.tiny_tokenizer()
     optimizer = stepped(model)
-    save_step(model, tokenizer, tmp_path / "step-3", step=3, optimizer=optimizer, critic=tiny.tiny_model(seed=1))
+    save_step(model, tokenizer, tmp_path / "step-3", optimizer=optimizer, critic=tiny.tiny_model(seed=1))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-3")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     moments = load_file(tmp_path / "step-3/exp_avg_sq.safetensors")
@@ -144,7 +144,7 @@ def test_step_checkpoint_holds_weights_and_second_moments(tmp_path):
     assert used.keys() == moments.keys()
     assert all(torch.equal(moments[name], value) for name, value in used.items())
     stored = json.loads((tmp_path / "step-3/optimizer.json").read_text())
-    assert stored == {"step": 3, "learning_rate": 1e-3, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.05}
+    assert stored == {"step": 1, "learning_rate": 1e-3, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.05}
     assert (tmp_path / "step-3/critic/model.safetensors").exists()
     assert (tmp_path / "step-3/tokenizer.json").exists()
 
@@ -152,7 +152,7 @@ def test_step_checkpoint_holds_weights_and_second_moments(tmp_path):
 def test_step_zero_has_no_optimizer_and_bfloat16_is_saved_as_float32(tmp_path):
     model = tiny.tiny_model(dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-0", step=0, optimizer=optimizer)
+    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-0", optimizer=optimizer)
     assert not (tmp_path / "step-0/optimizer.json").exists()
     assert {value.dtype for value in load_file(tmp_path / "step-0/model.safetensors").values()} == {torch.float32}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "step-0").dtype == torch.float32
@@ -160,7 +160,7 @@ def test_step_zero_has_no_optimizer_and_bfloat16_is_saved_as_float32(tmp_path):
 
 def test_checkpoint_of_a_tied_model_loads(tmp_path):
     model = tiny.tiny_model("llama", tie_word_embeddings=True)
-    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-1", step=1, optimizer=stepped(model))
+    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-1", optimizer=stepped(model))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-1")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     assert again.lm_head.weight is again.model.embed_tokens.weight

@@ -165,7 +165,7 @@ def run(tmp_path_factory):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
     optimizer.step()
-    save_step(model, tokenizer, root / "checkpoints" / "step-2", step=2, optimizer=optimizer)
+    save_step(model, tokenizer, root / "checkpoints" / "step-2", optimizer=optimizer)
     write_preferences(root / "preferences.parquet", rows=14)
     rows = []
     for i in range(12):

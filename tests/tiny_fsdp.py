@@ -47,7 +47,7 @@ def steps(folder: Path) -> None:
             model(input_ids=torch.arange(6)[None]).logits.square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        save_step(model, tiny.tiny_tokenizer(), folder / name, step=2, optimizer=optimizer, critic=critic)
+        save_step(model, tiny.tiny_tokenizer(), folder / name, optimizer=optimizer, critic=critic)
 
 
 def ppo(folder: Path) -> None:
@@ -80,10 +80,10 @@ def offline(folder: Path) -> None:
 
     save_step = resume.save_step
 
-    def save_once(model: torch.nn.Module, *args: object, step: int, **options: object) -> None:
+    def save_once(model: torch.nn.Module, tokenizer: object, target: Path, **options: object) -> None:
         assert is_sharded(model)
-        save_step(model, *args, step=step, **options)  # type: ignore[arg-type]
-        if step == 3 and not (folder / "interrupted").exists():
+        save_step(model, tokenizer, target, **options)  # type: ignore[arg-type]
+        if target.name == "step-3" and not (folder / "interrupted").exists():
             torch.distributed.barrier()
             (folder / "interrupted").touch()
             os._exit(7)

@@ -224,15 +224,15 @@ class TrainingLog:
             writer.writerows(rows)
 
 
-def _write_optimizer(
-    moments: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, folder: Path, step: int
-) -> None:
+def _write_optimizer(moments: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, folder: Path) -> None:
     from safetensors.torch import save_file
 
     if not moments:
         return
     save_file(moments, folder / "exp_avg_sq.safetensors")
     group = optimizer.param_groups[0]
+    # Not the checkpoint's step: an update of PPO takes several optimizer steps, and bias correction needs their count.
+    step = max(int(state["step"]) for state in optimizer.state.values())
     content = {"step": step, "learning_rate": float(group["lr"]), "betas": [float(b) for b in group["betas"]]}
     content |= {"eps": float(group["eps"]), "weight_decay": float(group["weight_decay"])}
     (folder / "optimizer.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -263,15 +263,14 @@ def save_step(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
-    step: int,
     optimizer: torch.optim.Optimizer | None = None,
     critic: PreTrainedModel | None = None,
 ) -> None:
     """Writes the checkpoint that the probe reads into `folder`, atomically; an earlier one is replaced.
 
-    With an optimizer that has taken a step also `exp_avg_sq.safetensors` and `optimizer.json`, whose learning rate is
-    that of the next step. `critic` goes to `folder/critic`. Every process calls it (sharded weights are gathered), the
-    first one writes, and nobody waits for that.
+    With an optimizer that has taken a step also `exp_avg_sq.safetensors` and `optimizer.json`, whose step is the
+    optimizer's own count and whose learning rate is that of the next step. `critic` goes to `folder/critic`. Every
+    process calls it (sharded weights are gathered), the first one writes, and nobody waits for that.
     """
     from po_dynamics import sharding
 
@@ -284,7 +283,7 @@ def save_step(
     with atomic_folder(folder) as temporary:
         _write_model(model, weights, tokenizer, temporary)
         if optimizer is not None:
-            _write_optimizer(moments, optimizer, temporary, step)
+            _write_optimizer(moments, optimizer, temporary)
         if critic is not None:
             _write_model(critic, critic_weights, tokenizer, temporary / "critic")
 

@@ -145,7 +145,6 @@ def save_checkpoint(state: Path, learner: Learner, tokenizer: Any, step: int, kl
         accelerator.unwrap_model(learner.policy),
         tokenizer,
         folder,
-        step=step,
         optimizer=plain(learner.policy_optimizer),
         critic=accelerator.unwrap_model(learner.critic).model,
     )

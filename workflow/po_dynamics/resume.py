@@ -109,7 +109,7 @@ class Snapshots(TrainerCallback):
     def _save(self, state: TrainerState, optimizer: Any, model: Any) -> None:
         step = self.first_step + state.global_step
         if step in self.steps:  # on every process: sharded weights are gathered
-            save_step(model, self.tokenizer, self.folder / f"step-{step}", step=step, optimizer=optimizer)
+            save_step(model, self.tokenizer, self.folder / f"step-{step}", optimizer=optimizer)
 
 
 class _Guard(TrainerCallback):

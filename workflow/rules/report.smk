@@ -10,6 +10,12 @@ DESCRIBED = {
 }
 
 
+TABLES = expand(
+    f"results/{config['experiment']}/tables/{{table}}",
+    table=["dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv"],
+)
+
+
 rule tabulate_dynamics:
     input:
         probes=probed(),
