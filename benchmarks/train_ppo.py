@@ -129,10 +129,12 @@ def run_ours(folder: Path, updates: int) -> dict[str, float]:
     import pandas as pd
     from po_dynamics import ppo
 
+    wall: list[float] = []
     cpu: list[float] = []
     record = ppo.Run.record
 
     def clocked(self: ppo.Run, step: int, metrics: Any) -> None:
+        wall.append(time.perf_counter())
         cpu.append(time.process_time())
         record(self, step, metrics)
 
@@ -147,8 +149,9 @@ def run_ours(folder: Path, updates: int) -> dict[str, float]:
         paths = (folder / "sft", folder / "reward", folder / "preferences.parquet", output, log, state)
         ppo.train_online(*paths, objective="ppo", parameters={"epsilon": 0.2}, settings=settings, seed=0)
         table = pd.read_csv(log).iloc[1:]
+    speeds = [BATCH / (later - earlier) for earlier, later in pairwise(wall)]
     per_cpu_second = [BATCH / (later - earlier) for earlier, later in pairwise(cpu)]
-    return summary(table["episodes_per_second"].tolist(), per_cpu_second, float(table["response_length"].mean()))
+    return summary(speeds, per_cpu_second, float(table["response_length"].mean()))
 
 
 def run_trl(folder: Path, updates: int) -> dict[str, float]:
