@@ -160,6 +160,7 @@ rule draw_training:
 
 rule write_report:
     input:
+        template="workflow/report/report.html.j2",
         figures=figure_files,
         records=lambda wildcards: [f"{path}.json" for path in figure_files(wildcards)],
         win_rates="results/{experiment}/tables/win_rates.csv",
