@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo test test-slurm lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/snakemake --cores $(CORES) --show-failed-logs
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs
 	@echo "Open results/demo/report.html"
 
 test: $(VENV)/.installed
