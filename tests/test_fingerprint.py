@@ -1,23 +1,45 @@
-"""The fingerprint of a script follows its imports by content."""
+"""The fingerprint of a script follows its imports by content, through folders, and is loud where it cannot."""
 
 from pathlib import Path
 
 import pytest
 from po_dynamics import fingerprint as module
+from po_dynamics.errors import InputError
 from po_dynamics.fingerprint import fingerprint
+
+FILES = {
+    "__init__.py": "",
+    "a.py": "from po_dynamics import b\nfrom po_dynamics.deep import e\n\ndef f():\n    '''Doc.'''\n    return b.x  # why\n",
+    "b.py": "x = 1\n",
+    "c.py": "y = 1\n",
+    "d.py": "def hook(): pass\n",
+    "stage.py": "from po_dynamics import c\n",
+    "types.py": "T = int\n",
+    "deep/__init__.py": "",
+    "deep/e.py": "from .deeper.f import z\nfrom ..g import w\n",
+    "deep/deeper/__init__.py": "",
+    "deep/deeper/f.py": "z = 1\n",
+    "g.py": "w = 1\n",
+}
+SCRIPT = """
+from typing import TYPE_CHECKING
+from po_dynamics.stage import stage
+if TYPE_CHECKING:
+    from po_dynamics.types import T
+def main():
+    from po_dynamics.a import f
+    return 'po_dynamics.d:hook'
+"""
 
 
 @pytest.fixture
 def package(tmp_path):
     package = tmp_path / "po_dynamics"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "a.py").write_text("from po_dynamics import b\n\ndef f():\n    '''Doc.'''\n    return b.x  # why\n")
-    (package / "b.py").write_text("x = 1\n")
-    (package / "c.py").write_text("y = 1\n")
-    (package / "d.py").write_text("def hook(): pass\n")
+    for name, text in FILES.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
     script = tmp_path / "script.py"
-    script.write_text("def main():\n    from po_dynamics.a import f\n    f()\n    return 'po_dynamics.d:hook'\n")
+    script.write_text(SCRIPT)
     return script, package
 
 
@@ -27,16 +49,47 @@ def value(script: Path, package: Path) -> str:
     return fingerprint(script, package)
 
 
-@pytest.mark.parametrize("name", ["a", "b", "d"])
+@pytest.mark.parametrize("name", ["a.py", "b.py", "d.py", "deep/e.py", "deep/deeper/f.py", "g.py"])
 def test_changes_with_every_module_it_reaches(package, name):
     before = value(*package)
-    with (package[1] / f"{name}.py").open("a") as file:
+    with (package[1] / name).open("a") as file:
         file.write("\nz = 3\n")
     assert value(*package) != before
 
 
-def test_ignores_modules_it_does_not_reach_comments_docstrings_and_layout(package):
+@pytest.mark.parametrize("name", ["stage.py", "c.py", "types.py"])
+def test_the_harness_what_it_imports_and_imports_for_types_do_not_count(package, name):
     before = value(*package)
-    (package[1] / "c.py").write_text("y = 2\n")
-    (package[1] / "a.py").write_text("# new\nfrom po_dynamics import b\n\n\ndef f():\n    return (b.x)\n")
+    (package[1] / name).write_text("y = 2\n")
     assert value(*package) == before
+
+
+def test_comments_docstrings_and_layout_do_not_count(package):
+    before = value(*package)
+    text = "# new\nfrom po_dynamics import b\nfrom po_dynamics.deep import e\n\n\ndef f():\n    return (b.x)\n"
+    (package[1] / "a.py").write_text(text)
+    assert value(*package) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import po_dynamics.missing",
+        "from po_dynamics import missing",
+        "from po_dynamics.deep import missing",
+        "from po_dynamics.deep.missing import f",
+        "from po_dynamics.b.missing import f",
+        "from .missing import f",
+        "hook = 'po_dynamics.missing:hook'",
+    ],
+)
+def test_an_import_that_leads_nowhere_is_refused(package, line):
+    with (package[1] / "b.py").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(InputError, match=r"b\.py: the import of po_dynamics\S*missing\S* leads to no module"):
+        value(*package)
+
+
+def test_every_script_of_the_workflow_has_a_fingerprint():
+    scripts = sorted((module.PACKAGE.parent / "scripts").glob("*.py"))
+    assert len({fingerprint(script) for script in scripts}) == len(scripts) > 20
