@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from po_dynamics import tables
-from po_dynamics.dynamics import Probe, dynamics
-from po_dynamics.probe import probe, with_reference
-from po_dynamics.probe_inputs import DTYPES, load_policy
-from po_dynamics.samples import Sample, from_frame
+from po_dynamics.dynamics import tables
+from po_dynamics.dynamics.alignment import Probe, dynamics
+from po_dynamics.objectives.registry import bind
+from po_dynamics.probe.inputs import DTYPES, load_policy
+from po_dynamics.probe.passes import probe, with_reference
+from po_dynamics.probe.samples import Sample, from_frame
 from transformers import PreTrainedModel
 
 COMPONENTS = ["TOT", "POS", "NEG", "TOP", "MID", "BOT"]
@@ -50,7 +51,7 @@ def alignment(
         train = with_reference(train, load(reference, precision), tf32=precision == "tf32")
     options = {"temperature": about["temperature"], "audits": 0, "tolerance": np.inf, "tf32": precision == "tf32"}
     model = load(checkpoint, precision)
-    result = probe(model, train, final, about["objective"], about["parameters"], about["step"], **options)
+    result = probe(model, train, final, bind(about["objective"], about["parameters"]), about["step"], **options)
     table = dynamics(Probe({}, result)).query("segment == 'all' and not filtered")
     return table.set_index("component")[["G", "G_low", "G_high"]].loc[COMPONENTS].assign(step=about["step"])
 

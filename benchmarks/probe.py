@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from po_dynamics import objectives
-from po_dynamics.ledger import Ledger
-from po_dynamics.measurement import Measurement
-from po_dynamics.models import token_logps
-from po_dynamics.modes import exact_arithmetic
-from po_dynamics.preferences import EncodedPair
-from po_dynamics.probe import Passes, mini_batches, with_reference
-from po_dynamics.reweighting import component_masks, reweight
-from po_dynamics.samples import Sample, final_samples, pair_samples
+from po_dynamics.data.preferences import EncodedPair
+from po_dynamics.dynamics.coefficients import component_masks, reweight
+from po_dynamics.models.batches import token_logps
+from po_dynamics.objectives.registry import bind
+from po_dynamics.probe.gradients import Measurement
+from po_dynamics.probe.numerics import exact_arithmetic
+from po_dynamics.probe.passes import Passes, mini_batches, with_reference
+from po_dynamics.probe.samples import Sample, final_samples, pair_samples
+from po_dynamics.storage.pieces import Ledger
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 COMPONENTS = ("TOT", "POS", "NEG", "TOP", "MID", "BOT")
@@ -93,7 +93,7 @@ class Case:
         self.passes.bar.disable = True
         with exact_arithmetic(dtype):
             self.v = self.passes.direction()[0]
-        self.parameters = {"beta": 0.1} if family == "dpo" else {}
+        self.objective = bind(family, {"beta": 0.1} if family == "dpo" else {})
         self.tokens = sum(s.length for s in train)
 
     def ours(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ class Case:
     def _ours(self, passes: Passes) -> dict[str, float]:
         passes.ledger = Ledger()
         scores = passes.score([self.v])
-        terms = reweight(scores, objectives.get(self.family), self.parameters, 0)
+        terms = reweight(scores, self.objective, 0)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
         measurement = Measurement(self.model, [self.v], self.apart, 1.0, 1.0)
         passes.measure(measurement, scores, terms.loss, 0, np.random.default_rng(0))
@@ -206,7 +206,7 @@ def peak(size: str, family: str, way: str, apart: tuple[str, ...]) -> float:
         case.ours()
     else:
         case.table = case.passes.score([case.v])
-        case.terms = reweight(case.table, objectives.get(family), case.parameters, 0)
+        case.terms = reweight(case.table, case.objective, 0)
         batches = case.masked()
         del case.model
         case.naive(batches)

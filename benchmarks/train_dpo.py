@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from po_dynamics import objectives
-from po_dynamics.offline_trainer import OfflineTrainer, StepRecord
+from po_dynamics.objectives.registry import bind
+from po_dynamics.training.offline_trainer import OfflineTrainer, StepRecord
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -98,7 +98,7 @@ def ours(options: argparse.Namespace, pairs: list[Pair], folder: str) -> Any:
     ]
     arguments = make_arguments(options, folder, logging_steps=1)
     tokenizer = make_tokenizer(options.vocab)
-    trainer = OfflineTrainer(make_model(options), arguments, tokenizer, rows, objectives.get("dpo"), {"beta": 0.1})
+    trainer = OfflineTrainer(make_model(options), arguments, tokenizer, rows, bind("dpo", {"beta": 0.1}))
     trainer.add_callback(StepRecord(trainer))
     return trainer
 

@@ -127,18 +127,19 @@ def write_inputs(folder: Path, results: Path | None) -> None:
 
 def run_ours(folder: Path, updates: int) -> dict[str, float]:
     import pandas as pd
-    from po_dynamics import ppo
+    from po_dynamics.objectives.registry import bind
+from po_dynamics.ppo import train
 
     wall: list[float] = []
     cpu: list[float] = []
-    record = ppo.Run.record
+    record = train.Run.record
 
-    def clocked(self: ppo.Run, step: int, metrics: Any) -> None:
+    def clocked(self: train.Run, step: int, metrics: Any) -> None:
         wall.append(time.perf_counter())
         cpu.append(time.process_time())
         record(self, step, metrics)
 
-    ppo.Run.record = clocked  # type: ignore[method-assign]
+    train.Run.record = clocked  # type: ignore[method-assign]
     settings = {
         "max_steps": updates, "batch_size": BATCH, "micro_batch_size": BATCH, "epochs": EPOCHS, "mini_batches": 1,
         "learning_rate": 1e-6, "max_prompt_length": 64, "max_new_tokens": NEW_TOKENS, "temperature": TEMPERATURE,
@@ -147,7 +148,7 @@ def run_ours(folder: Path, updates: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as temporary:
         output, log, state = (Path(temporary) / name for name in ("checkpoints", "training.csv", "state"))
         paths = (folder / "sft", folder / "reward", folder / "preferences.parquet", output, log, state)
-        ppo.train_online(*paths, objective="ppo", parameters={"epsilon": 0.2}, settings=settings, seed=0)
+        train.train_online(*paths, objective=bind("ppo", {"epsilon": 0.2}), settings=settings, seed=0)
         table = pd.read_csv(log).iloc[1:]
     speeds = [BATCH / (later - earlier) for earlier, later in pairwise(wall)]
     per_cpu_second = [BATCH / (later - earlier) for earlier, later in pairwise(cpu)]

@@ -12,9 +12,9 @@ WORKFLOW = Path(workflow.basedir) / "workflow"
 sys.path.insert(0, str(WORKFLOW))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.getenv("PYTHONPATH")])))
 
-from po_dynamics import config as configuration
 from po_dynamics.errors import InputError
-from po_dynamics.fingerprint import fingerprint
+from po_dynamics.harness import config as configuration
+from po_dynamics.harness.fingerprint import fingerprint
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
 # modules it imports: `params.code` tracks both by content, and Snakemake's own comparison is switched off for good.
@@ -90,8 +90,7 @@ def training(wildcards):
     """What a training job must be told, and what makes its result stale."""
     run = run_of(wildcards)
     return {
-        "objective": run.method,
-        "parameters": run.parameters,
+        "objective": {"name": run.objective, "parameters": run.parameters},
         "settings": {**run.settings, "checkpoints": run.steps},
         "first_step": run.init_step,
         "seed": int(wildcards.seed),

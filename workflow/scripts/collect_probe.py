@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     output = Path(snakemake.output.tables)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.offline import compute_reference
+    from po_dynamics.training.reference import compute_reference
 
     compute_reference(
         model=Path(snakemake.input.model[0]),

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.hub import download_base
+    from po_dynamics.models.hub import download_base
 
     download_base(snakemake.params.settings, Path(snakemake.output.model))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.data import download_data
+    from po_dynamics.data.published import download_data
 
     download_data(Path(snakemake.output.data), snakemake.params.settings)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.reward import download_reward
+    from po_dynamics.training.reward import download_reward
 
     download_reward(snakemake.params.settings, Path(snakemake.output.model))

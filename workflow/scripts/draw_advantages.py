@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures import draw_advantages
+    from po_dynamics.figures.alignment import draw_advantages
 
     draw_advantages(
         pd.read_parquet(snakemake.input.advantages),

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures import draw_prediction
+    from po_dynamics.figures.alignment import draw_prediction
 
     draw_prediction(
         pd.read_parquet(snakemake.input.prediction),

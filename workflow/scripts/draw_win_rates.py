@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures import draw_win_rates
+    from po_dynamics.figures.win_rates import draw_win_rates
 
     draw_win_rates(
         pd.read_csv(snakemake.input.win_rates[0]),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.generate import final_responses
+    from po_dynamics.evaluation.responses import final_responses
 
     heldout = snakemake.wildcards.final_set == "heldout"
     prompts = Path(snakemake.input.data[0]) / "final_prompts.parquet" if heldout else snakemake.input.preferences[0]

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.generate import evaluate_responses
+    from po_dynamics.evaluation.responses import evaluate_responses
 
     model = Path(snakemake.input.model[0])
     staged = snakemake.rule == "respond_stage"

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.judge import judge_responses
+    from po_dynamics.evaluation.judge import judge_responses
 
     judge_responses(
         responses=Path(snakemake.input.responses[0]),

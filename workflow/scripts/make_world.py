@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.data import write_world_data
+    from po_dynamics.world.datasets import write_world_data
 
     write_world_data(Path(snakemake.output.data), snakemake.params.settings)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.pretrain import pretrain_base
+    from po_dynamics.world.base_model import pretrain_base
 
     data = Path(snakemake.input.data[0])
     pretrain_base(

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics import probing
+    from po_dynamics.objectives.registry import bind
+    from po_dynamics.probe import stages
 
     training = snakemake.params.training
     arguments = {
@@ -16,13 +17,12 @@ with stage(snakemake):
         "final_responses": Path(snakemake.input.final_responses[0]),
         "output": Path(snakemake.output.tables),
         "state": Path(snakemake.params.state),
-        "objective": training["objective"],
-        "parameters": training["parameters"],
+        "objective": bind(**training["objective"]),
         "settings": snakemake.params.probe,
         "training": training["settings"],
         "final_set": snakemake.wildcards.final_set,
     }
     if snakemake.input.reward:
-        probing.probe_online(reward=Path(snakemake.input.reward[0]), **arguments)
+        stages.probe_online(reward=Path(snakemake.input.reward[0]), **arguments)
     else:
-        probing.probe_offline(**arguments)
+        stages.probe_offline(**arguments)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.data import sample_preferences
+    from po_dynamics.world.on_policy import sample_preferences
 
     sample_preferences(
         model=Path(snakemake.input.sft[0]),

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics import dynamics, observables
+    from po_dynamics.dynamics import alignment, observables
 
     probed = set(map(Path, snakemake.input.probes[::2]))
     root = Path("results") / snakemake.wildcards.experiment
-    found = [(keys, folder) for keys, folder in dynamics.find(root) if folder.parent in probed]
-    table = dynamics.tabulate(root)
-    probes = [dynamics.load(keys, folder) for keys, folder in found]
+    found = [(keys, folder) for keys, folder in alignment.find(root) if folder.parent in probed]
+    table = alignment.tabulate(root)
+    probes = [alignment.load(keys, folder) for keys, folder in found]
     losses = pd.concat(map(observables.final_losses, probes), ignore_index=True)
     prediction = observables.prediction(table, losses)
     results = {

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics import stats
+    from po_dynamics.evaluation import stats
 
     evaluations = []
     for annotations, responses in zip(snakemake.input.annotations[::2], snakemake.input.responses[::2], strict=True):

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.launch import launch
+    from po_dynamics.harness.launch import launch
+    from po_dynamics.objectives.registry import bind
 
     training = snakemake.params.training
     init = Path(snakemake.input.init[0])
     launch(
-        "po_dynamics.offline:train_offline",
+        "po_dynamics.training.offline:train_offline",
         {
             "init": init / f"step-{training['first_step']}" if training["first_step"] else init,
             "preferences": Path(snakemake.input.preferences[0]),
@@ -19,6 +20,7 @@ with stage(snakemake):
             "log": Path(snakemake.output.log),
             "state": Path(snakemake.params.state),
             **training,
+            "objective": bind(**training["objective"], family="offline"),
         },
         devices=snakemake.resources.get("gpu", 0),
         options=("--config_file", "slurm/fsdp.yaml"),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.reward import train_reward
+    from po_dynamics.training.reward import train_reward
 
     train_reward(
         sft=Path(snakemake.input.sft[0]),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.sft import train_sft
+    from po_dynamics.training.sft import train_sft
 
     train_sft(
         base=Path(snakemake.input.base[0]),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from po_dynamics.stage import stage
+from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.report import write_report
+    from po_dynamics.figures.report import write_report
 
     write_report(
         Path(snakemake.output.report),

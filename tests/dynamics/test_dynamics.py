@@ -1,0 +1,257 @@
+"""Dynamics: identities, intervals, re-slicing, observables, prediction; on probes of tiny models."""
+
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from po_dynamics.dynamics import __main__ as reslice
+from po_dynamics.dynamics import alignment as d
+from po_dynamics.dynamics import observables, segments, tables
+from po_dynamics.errors import InputError
+from po_dynamics.objectives.registry import bind
+from po_dynamics.probe.passes import probe, with_reference
+from probe_samples import final, pairs, rollouts, tiny
+
+ALL_APART = ("POS", "NEG", "TOP", "MID", "BOT")
+
+
+def keys(run="dpo", step=0):
+    return {"model": "m", "run": run, "seed": 0, "step": step, "final_set": "heldout"}
+
+
+@pytest.fixture(scope="module")
+def dpo():
+    train = with_reference(pairs(42, batch_size=2), tiny(seed=1))
+    return d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.1}), apart=ALL_APART, audits=0))
+
+
+@pytest.fixture(scope="module")
+def ppo():
+    result = probe(
+        tiny(), rollouts(48, batch_size=3), final(9), bind("ppo", {"epsilon": 0.2}), apart=("POS", "NEG"), audits=0
+    )
+    return d.Probe(keys("ppo"), result)
+
+
+def wide(table, values="G"):
+    return table.pivot(index=["segment", "filtered"], columns="component", values=values)
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+@pytest.mark.parametrize("options", [{}, {"segments": segments.single(3)}, {"fence": 0.1}, {"groups": 5}])
+def test_components_and_segments_add_up_in_every_row(name, options, request):
+    table = d.dynamics(request.getfixturevalue(name), d.Options(**options))
+    g = wide(table)
+    whole, groups = g.xs("all"), [c for c in g.columns if c not in ("TOT", "POS", "NEG")]
+    np.testing.assert_allclose(g["POS"] + g["NEG"], g["TOT"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole["POS"] + whole["NEG"], whole["TOT"], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(whole[groups].sum(axis=1), whole["TOT"], rtol=1e-12, atol=1e-12)
+    parts = g.drop(index="all").groupby("filtered").sum()
+    largest = whole.abs().to_numpy().max()
+    for component in ("TOT", "POS", "NEG"):
+        np.testing.assert_allclose(parts[component], whole[component], rtol=1e-5, atol=1e-6 * largest)
+
+
+def test_outliers_leave_and_are_counted(dpo):
+    table = d.dynamics(dpo, d.Options(fence=0.1)).query("segment == 'all' and component == 'TOT'").set_index("filtered")
+    assert table.loc[True, "n_outliers"] > 0
+    assert table.loc[True, "n_batches"] + table.loc[True, "n_outliers"] == table.loc[False, "n_batches"] == 21
+    norms = dpo.tables.batches.query("set == 'train' and component == 'TOT' and segment == 'all'").sort_values("batch")
+    q1, q3 = norms["grad_norm"].quantile([0.25, 0.75])
+    kept = norms[norms["grad_norm"] <= q3 + 0.1 * (q3 - q1)]
+    assert table.loc[True, "G"] == pytest.approx(np.average(kept["dot"], weights=kept["n"]), rel=1e-5, abs=1e-6)
+
+
+def test_unfiltered_total_is_the_sum_of_coefficients_times_scores(ppo):
+    g = d.dynamics(ppo).query("segment == 'all' and component == 'TOT' and not filtered")["G"].item()
+    scores = ppo.tables.scores
+    assert g == pytest.approx(-(scores["coefficient"] * scores["score"]).sum(), rel=1e-12)
+
+
+def test_cosine_is_within_one_and_norms_are_those_of_the_batches(dpo):
+    table = d.dynamics(dpo)
+    assert table["cosine"].abs().max() <= 1 + 1e-6
+    row = table.query("segment == 'all' and component == 'TOP' and not filtered").iloc[0]
+    stored = dpo.tables.batches.query("component == 'TOP' and segment == 'all'")
+    assert row["grad_norm"] == pytest.approx(np.average(stored["grad_norm"], weights=stored["n"]))
+
+
+def test_the_bootstrap_covers_the_truth():
+    """Of 95 % intervals for the mean of normal dots, about 95 % hold it."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        interval = d.bootstrap(rng.normal(0.3, 1, 60), np.ones(60), 0.95, 0)
+        hits += interval["G_low"] <= 0.3 <= interval["G_high"]
+    assert 180 <= hits <= 199
+    far = d.bootstrap(rng.normal(5, 1, 60), np.ones(60), 0.95, 0)
+    assert far["p_value"] < 0.01
+    assert math.isnan(d.bootstrap(np.array([]), np.array([]), 0.95, 0)["G_low"])
+
+
+def test_another_beta_equals_probing_with_it(dpo):
+    train = with_reference(pairs(42, batch_size=2), tiny(seed=1))
+    other = d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.5}), audits=0))
+    sliced = d.dynamics(dpo, d.Options(parameters={"beta": 0.5})).query("not filtered").set_index("component")["G"]
+    probed = d.dynamics(other).query("segment == 'all' and not filtered").set_index("component")["G"]
+    pd.testing.assert_series_equal(sliced, probed, rtol=1e-9)
+
+
+def test_a_controlled_objective_scales_its_group(ppo):
+    plain = d.dynamics(ppo).query("segment == 'all' and not filtered").set_index("component")["G"]
+    options = d.Options(objective="cppo_top", parameters={"lambda": 0.3})
+    damped = d.dynamics(ppo, options).query("not filtered").set_index("component")["G"]
+    assert damped["TOP"] == pytest.approx(0.3 * plain["TOP"], rel=1e-9)
+    assert damped["MID"] == pytest.approx(plain["MID"], rel=1e-9)
+    assert damped["TOT"] == pytest.approx(plain["TOT"] - 0.7 * plain["TOP"], rel=1e-9)
+
+
+def test_equal_weights_are_all_top():
+    train = with_reference(pairs(9), tiny())
+    table = d.dynamics(d.Probe(keys(), probe(tiny(), train, final(5), bind("dpo", {"beta": 0.1}), audits=0)))
+    g = table.query("segment == 'all' and not filtered").set_index("component")["G"]
+    assert g["TOP"] == pytest.approx(g["TOT"], rel=1e-12)
+    assert g["MID"] == g["BOT"] == 0
+
+
+def test_thirds_and_partitions():
+    assert [len(part) for part in segments.thirds(32).values()] == [12, 10, 12]  # with embeddings and head
+    assert segments.thirds(4)["middle"] == ["layer.1", "layer.2"]
+    for layers in range(1, 13):
+        segments.check(segments.thirds(layers), layers)
+    with pytest.raises(InputError, match=r"layer\.1 must be in exactly one"):
+        segments.check({"low": ["embeddings", "layer.0"], "high": ["head"]}, 2)
+    names = ["model.embed.weight", "model.layers.0.w", "model.layers.10.w", "model.norm.weight", "head.weight"]
+    assert segments.units(names) == ["embeddings", "layer.0", "layer.10", "head", "head"]
+
+
+@pytest.fixture
+def results(tmp_path, dpo, ppo):
+    """results/<experiment>: three checkpoints of a DPO run, one of a PPO run."""
+    for probed, steps in ((dpo, (0, 10, 30)), (ppo, (0,))):
+        for step in steps:
+            folder = tmp_path / "m" / probed.keys["run"] / "seed0" / "probe" / "heldout" / f"step-{step}"
+            folder.mkdir(parents=True)
+            tables.write(probed.tables, folder)
+    return tmp_path
+
+
+def test_tabulate_has_every_column_and_flags_losses_that_rose(results):
+    table = d.tabulate(results)
+    assert list(table.columns[: len(d.KEYS)]) == d.KEYS
+    assert {"G", "G_low", "G_high", "cosine", "grad_norm", "n_batches", "n_outliers"} <= set(table.columns)
+    assert table["loss_rose"].dtype == bool
+    assert not table["loss_rose"].any()  # the same tables at every step
+    folder = results / "m" / "dpo" / "seed0" / "probe" / "heldout" / "step-10"
+    changed = tables.read(folder)
+    changed.batches["loss"] += 1
+    tables.write(changed, folder)
+    rose = d.tabulate(results).query("run == 'dpo'").groupby("step")["loss_rose"].first()
+    assert rose.to_dict() == {0: False, 10: True, 30: False}
+
+
+def test_an_empty_experiment_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds no probe"):
+        d.tabulate(tmp_path)
+
+
+def test_the_command_slices_in_seconds_and_without_torch_models(results, tmp_path):
+    command = [sys.executable, "-m", "po_dynamics.dynamics", str(results), "--beta", "0.05", "--groups", "5"]
+    start = time.perf_counter()
+    subprocess.run([*command, "--lambda", "0.3", "--output", str(tmp_path / "new.csv")], check=True)
+    assert time.perf_counter() - start < 60  # a few seconds on an idle machine
+    table = pd.read_csv(tmp_path / "new.csv")
+    assert {"Q1", "Q5"} <= set(table["component"])
+    assert table.groupby("run")["objective"].unique().map(list).to_dict() == {"dpo": ["dpo"], "ppo": ["cppo_top"]}
+    modules = "po_dynamics.dynamics.__main__, po_dynamics.dynamics.observables"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gamma-ray", "1"], "unknown argument --gamma-ray"),
+        (["--beta", "large"], "must be a number"),
+        (["--beta"], "needs a value"),
+        (["--t1", "5"], "missing parameter t2"),
+    ],
+)
+def test_the_command_names_mistakes(results, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        reslice.main([str(results), *arguments])
+
+
+def test_a_file_that_is_no_probe_table_is_an_error(results):
+    folder = results / "m" / "dpo" / "seed0" / "probe" / "heldout" / "step-0"
+    pd.DataFrame({"a": [1]}).to_parquet(folder / "scores.parquet")
+    with pytest.raises(InputError, match="not a table of a probe"):
+        d.tabulate(results)
+    (folder / "scores.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        d.tabulate(results)
+
+
+# ------------------------------------------------------------------------------------------------------ observables
+
+
+def test_advantages_are_means_over_the_groups(dpo, ppo):
+    table = observables.advantages(ppo).set_index("group")
+    scores = ppo.tables.scores
+    top = scores[scores["weight"] >= scores["weight"].quantile(2 / 3)]
+    assert table.loc["TOP", "raw_advantage"] == pytest.approx(top["raw_advantage"].mean())
+    assert table.loc[["TOP", "MID", "BOT"], "n"].sum() == table.loc["TOT", "n"] == len(scores)
+    assert observables.advantages(dpo).empty
+
+
+def test_weights_are_ordered_between_groups(dpo, ppo):
+    for probed, n in ((dpo, 42), (ppo, len(ppo.tables.scores))):
+        table = observables.weights(probed).set_index("group")
+        assert table.loc["TOT", "n"] == n
+        assert table.loc["BOT", "q100"] <= table.loc["MID", "q0"] <= table.loc["MID", "q100"] <= table.loc["TOP", "q0"]
+
+
+def test_log_probs_by_kind(dpo):
+    table = observables.logps(dpo).set_index("kind")
+    scores = dpo.tables.scores
+    assert table.loc["chosen", "logp"] == pytest.approx(scores.query("role == 'chosen'")["logprob"].sum() / 42)
+    assert (
+        table.loc[["chosen_argmax", "rejected_argmax"], "per_token"]
+        >= table.loc[["chosen", "rejected"], "per_token"].to_numpy()
+    ).all()
+    losses = dpo.tables.batches.query("set == 'final'")
+    assert table.loc["greedy", "logp"] == pytest.approx(-np.average(losses["loss"], weights=losses["n"]))
+
+
+def test_entanglement_is_the_inner_product_of_the_two_ascent_directions(dpo):
+    table = observables.entanglement(dpo)
+    assert len(table) == 21
+    assert table["cosine"].abs().max() <= 1 + 1e-6
+    whole = dpo.tables.batches.query("component == 'TOT' and segment == 'all'").set_index("batch")["grad_norm"]
+    squares = table["positive_norm"] ** 2 + table["negative_norm"] ** 2 - 2 * table["inner"]
+    np.testing.assert_allclose(np.sqrt(squares), whole.loc[table["batch"]], rtol=1e-5)
+
+
+def test_prediction_and_its_rank_correlation():
+    rng = np.random.default_rng(0)
+    steps = [0, 10, 30, 60, 100, 150, 210, 280, 360]
+    g = rng.normal(size=len(steps))
+    rows = [
+        {**keys(step=s), "component": "TOT", "segment": "all", "filtered": False, "G": x, "G_adamw": math.nan}
+        for s, x in zip(steps, g, strict=True)
+    ]
+    loss = np.concatenate([[20.0], 20 - np.cumsum(0.01 * (g[1:] + g[:-1]) / 2 * np.diff(steps))])
+    losses = pd.DataFrame(
+        [{**keys(step=s), "final_loss": x, "learning_rate": 0.01} for s, x in zip(steps, loss, strict=True)]
+    )
+    table = observables.prediction(pd.DataFrame(rows), losses)
+    assert table["next_step"].tolist() == steps[1:]
+    np.testing.assert_allclose(table["change"], 0.01 * table["predicted"], rtol=1e-9)
+    rho = observables.rank_correlation(table).set_index("predictor")
+    assert rho.loc["predicted", "rho"] == pytest.approx(1)
+    assert rho.loc["predicted", "n"] == 8
+    assert math.isnan(rho.loc["predicted_adamw", "rho"])

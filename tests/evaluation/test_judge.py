@@ -1,0 +1,205 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from po_dynamics.errors import InputError
+from po_dynamics.evaluation import judge
+
+PROMPTS = ["Say {output_1}.", "List [1, 2] | twice" + "\x1e", 'Quote "this"\\', "Ünïcode {instruction}", "1", "null"]
+PROMPTS = [prompt.replace("|", "/") for prompt in PROMPTS]
+OUTPUTS = ["{output_2}", "12", "", 'a "b" \\ {', "Yes, of course.", "None"]
+
+
+def table(outputs_by_step, prompts=PROMPTS, ended=True):
+    return pd.DataFrame(
+        {"step": step, "id": f"p{i}", "instruction": prompt, "response": output, "ended": ended}
+        for step, outputs in outputs_by_step.items()
+        for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
+    )
+
+
+def write(folder, candidate, baseline):
+    paths = folder / "responses.parquet", folder / "baseline.parquet", folder / "annotations.parquet"
+    candidate.to_parquet(paths[0])
+    baseline.to_parquet(paths[1])
+    return paths
+
+
+def make_judge(folder, function, name="fake", **own):
+    directory = folder / "judges" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "template.txt").write_text("{instruction}|{output_1}|{output_2}")
+    own_yaml = f"\n  po_dynamics: {json.dumps(own)}" if own else ""
+    (directory / "configs.yaml").write_text(
+        f"{name}:\n  prompt_template: {name}/template.txt\n  fn_completions: judges:{function}\n"
+        f"  fn_completion_parser: json_parser\n  completion_parser_kwargs: {{annotation_key: preference}}{own_yaml}\n"
+    )
+    return directory
+
+
+def length_preference(candidate, baseline):
+    return 0.5 if len(candidate) == len(baseline) else float(len(candidate) > len(baseline))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_preferences_match_an_independent_computation_in_both_orders(tmp_path, cache):
+    steps = {0: OUTPUTS, 10: OUTPUTS[::-1], 20: ["x" * i for i in (1, 2, 3, 40, 50, 2)]}
+    paths = write(tmp_path, table(steps).iloc[::-1], table({0: OUTPUTS}))
+    result = judge.judge_responses(*paths, make_judge(tmp_path, "longer", cache=cache))
+    expected = [
+        length_preference(steps[row.step][int(row.id[1:])], OUTPUTS[int(row.id[1:])]) for row in result.itertuples()
+    ]
+    assert result["preference"].tolist() == expected
+    assert result["preference_swapped"].tolist() == expected
+    assert result["step"].tolist() == [20] * 6 + [10] * 6 + [0] * 6  # the order of the responses
+    assert set(expected) == {0.0, 0.5, 1.0}
+    pd.testing.assert_frame_equal(pd.read_parquet(paths[2]), result)
+    assert len(list(tmp_path.glob("*.json"))) == cache
+
+
+def test_position_bias_is_exposed_by_the_two_orders(tmp_path):
+    paths = write(tmp_path, table({5: [o + "!" for o in OUTPUTS]}), table({0: OUTPUTS}))
+    result = judge.judge_responses(*paths, make_judge(tmp_path, "always_first"))
+    assert (result["preference"] == 0).all()
+    assert (result["preference_swapped"] == 1).all()
+
+
+def test_the_judge_sees_the_texts_as_they_are(tmp_path, monkeypatch):
+    """A placeholder inside an instruction or an output is text, not a placeholder."""
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
+    paths = write(tmp_path, table({1: OUTPUTS[::-1]}), table({0: OUTPUTS}))
+    judge.judge_responses(*paths, make_judge(tmp_path, "longer"))
+    prompts = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    shown = {"|".join(t) for t in zip(PROMPTS, OUTPUTS, OUTPUTS[::-1], strict=True)}
+    shown |= {"|".join(t) for t in zip(PROMPTS, OUTPUTS[::-1], OUTPUTS, strict=True)}
+    assert set(prompts) == shown
+
+
+def test_missing_judgements_fail_and_only_they_are_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
+    paths = write(tmp_path, table({1: OUTPUTS[::-1], 2: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    directory = make_judge(tmp_path, "silent_on_bad")
+    with pytest.raises(InputError, match=r"4 of 24 judgements are missing \(2 responses, steps 1, 2\)"):
+        judge.judge_responses(*paths, directory)
+    assert not paths[2].exists()
+    (tmp_path / "calls").unlink()
+    monkeypatch.setenv("JUDGE_SILENT", "")
+    result = judge.judge_responses(*paths, directory)
+    assert result.notna().all(axis=None)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+    (tmp_path / "calls").unlink()
+    judge.judge_responses(*paths, directory)
+    assert not (tmp_path / "calls").exists()  # everything was in the cache
+
+
+def test_a_judge_that_never_answers_fails_with_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_SILENT", "|")
+    paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    with pytest.raises(InputError, match="12 of 12 judgements are missing"):
+        judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"))
+
+
+def test_another_judge_never_reads_the_cache(tmp_path):
+    paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    directory = make_judge(tmp_path, "longer")
+    assert (judge.judge_responses(*paths, directory)["preference"] == 1).all()
+    make_judge(tmp_path, "always_first")  # the same name and place, another configuration
+    assert (judge.judge_responses(*paths, directory)["preference"] == 0).all()
+
+
+def test_a_cache_that_was_cut_off_is_an_error_with_a_way_out(tmp_path):
+    paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    directory = make_judge(tmp_path, "longer")
+    judge.judge_responses(*paths, directory)
+    (cache,) = tmp_path.glob("*.json")
+    cache.write_text(cache.read_text()[:100])
+    with pytest.raises(InputError, match=r"cache.*delete it"):
+        judge.judge_responses(*paths, directory)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "baseline", "message"),
+    [
+        (table({1: OUTPUTS}).drop(columns="ended"), table({0: OUTPUTS}), "no column ended"),
+        (table({1: OUTPUTS})[:0], table({0: OUTPUTS}), "no responses"),
+        (table({1: [None, *OUTPUTS[1:]]}), table({0: OUTPUTS}), "1 of 6 rows have no"),
+        (pd.concat([table({1: OUTPUTS})] * 2), table({0: OUTPUTS}), "6 rows repeat"),
+        (table({1: OUTPUTS}), table({0: OUTPUTS, 1: OUTPUTS}), "2 steps"),
+        (table({1: OUTPUTS}), table({0: OUTPUTS})[:4], "no response to 2 of 6 prompts"),
+        (table({1: OUTPUTS}, PROMPTS[::-1]), table({0: OUTPUTS}), "is not the one in"),
+    ],
+)
+def test_unusable_tables(tmp_path, candidate, baseline, message):
+    paths = write(tmp_path, candidate, baseline)
+    paths[2].write_text("good")
+    with pytest.raises(InputError, match=message) as error:
+        judge.judge_responses(*paths, make_judge(tmp_path, "longer"))
+    assert "\n" not in str(error.value)
+    assert paths[2].read_text() == "good"
+
+
+def test_unusable_judges(tmp_path):
+    paths = write(tmp_path, table({1: OUTPUTS}), table({0: OUTPUTS[::-1]}))
+    with pytest.raises(InputError, match=r"'nobody'.*gold"):
+        judge.judge_responses(*paths, "nobody")
+    with pytest.raises(InputError, match="po_dynamics is"):
+        judge.judge_responses(*paths, make_judge(tmp_path, "longer", encode="json"))
+    with pytest.raises(InputError, match="judges:nothing"):
+        judge.judge_responses(*paths, make_judge(tmp_path, "nothing"))
+    directory = make_judge(tmp_path, "longer")
+    with (directory / "configs.yaml").open("a") as file:
+        file.write("second: {}\n")
+    with pytest.raises(InputError, match="exactly one annotator"):
+        judge.find_judge(directory)
+
+
+def test_shipped_annotators_are_found():
+    assert judge.find_judge("weighted_alpaca_eval_gpt4_turbo").encoding == "text"
+    assert judge.find_judge("gold").directory == judge.JUDGES / "gold"
+
+
+def test_gold_judge_prefers_the_higher_reward(tmp_path, monkeypatch):
+    """A stand-in reward: length, and nothing for a response that did not end."""
+    import types
+
+    reward = types.SimpleNamespace(gold_reward=lambda i, r, ended=True: len(r) if ended else -1.0)
+    monkeypatch.setitem(sys.modules, "po_dynamics.world.gold", reward)
+    candidate = pd.concat([table({1: OUTPUTS[::-1]}), table({2: [o + "." for o in OUTPUTS]}, ended=False)])
+    paths = write(tmp_path, pd.concat([candidate, table({3: OUTPUTS}, ended=False)]), table({0: OUTPUTS}))
+    result = judge.judge_responses(*paths, "gold")
+    expected = [length_preference(a, b) for a, b in zip(OUTPUTS[::-1], OUTPUTS, strict=True)]
+    for column in ("preference", "preference_swapped"):
+        assert result[column].tolist() == [*expected, *[0.0] * 12]  # cut off: worse even with the same text
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_gold_judge_agrees_with_the_gold_reward(tmp_path):
+    from po_dynamics.world.gold import gold_reward
+
+    paths = write(tmp_path, table({1: OUTPUTS[::-1]}), table({0: OUTPUTS}))
+    result = judge.judge_responses(*paths, "gold")
+    for row, prompt, ours, theirs in zip(result.itertuples(), PROMPTS, OUTPUTS[::-1], OUTPUTS, strict=True):
+        difference = gold_reward(prompt, ours, ended=True) - gold_reward(prompt, theirs, ended=True)
+        assert row.preference == row.preference_swapped == 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+
+
+def test_alpaca_eval_imports_without_pkg_resources_and_leaves_the_root_logger_alone():
+    """The day setuptools drops `pkg_resources`; in a process of its own, with the module made unimportable."""
+    code = (
+        "import importlib.util, logging, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'pkg_resources' else find(name, *a)\n"
+        "from po_dynamics import annotator\n"
+        "level = logging.getLogger().level\n"
+        "with annotator.alpaca_eval() as alpaca_eval:\n"
+        "    from alpaca_eval import utils\n"
+        "    assert utils.get_multi_package_version(['alpaca_eval']) == 'alpaca_eval==0.6.6', utils\n"
+        "    assert sys.modules['pkg_resources'].__spec__ is None\n"
+        "assert logging.getLogger().level == level\n"
+    )
+    workflow = Path(judge.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(workflow), "PATH": "/usr/bin"})

@@ -1,0 +1,240 @@
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from PIL import Image
+from po_dynamics.errors import InputError
+from po_dynamics.figures import alignment, style
+from po_dynamics.figures.alignment import draw_advantages, draw_alignment, draw_prediction
+from po_dynamics.figures.training import draw_training
+from po_dynamics.figures.win_rates import draw_win_rates
+
+RUNS = synthetic.RUNS
+
+
+def draw_all(folder):
+    draw_alignment(synthetic.dynamics("dpo"), folder / "1.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_alignment(synthetic.dynamics("ppo"), folder / "2.png", model="menagerie", run="ppo", runs=RUNS)
+    draw_advantages(synthetic.advantages(), folder / "3.png", model="menagerie", run="ppo", runs=RUNS)
+    draw_win_rates(synthetic.win_rates(), folder / "4.png", model="menagerie", runs=RUNS)
+    draw_training(synthetic.training(), folder / "5.png", model="menagerie", run="dpo", runs=RUNS)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    draw_all(folder)
+    return folder
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """The figure as drawn, instead of files."""
+    saved = []
+    monkeypatch.setattr(style, "save", lambda figure, *rest: saved.append((figure, *rest)))
+    yield saved
+    plt.close("all")
+
+
+def test_predictive_check_shows_every_pair_and_its_correlation(kept, tmp_path):
+    table, correlations = synthetic.prediction()
+    draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    figure, _, _, text = kept[0]
+    assert [sum(len(dots.get_offsets()) for dots in ax.collections) for ax in figure.axes[:2]] == [16, 16]
+    assert "16 pairs of checkpoints" in text
+    assert "0.81 (0.50 to 0.95) for G." in text
+    table["predicted_adamw"] = np.nan
+    draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    assert len(kept[1][0].axes) == 2  # one panel and the colour bar
+
+
+def caption(path):
+    with Image.open(path) as image:
+        return image.text["Description"]
+
+
+def test_figures_are_written_twice_alike(drawn, tmp_path):
+    assert {path.name for path in drawn.iterdir()} == {f"{i}.{kind}" for i in range(1, 6) for kind in ("pdf", "png")}
+    draw_alignment(synthetic.dynamics("dpo"), tmp_path / "1.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_training(synthetic.training(), tmp_path / "5.png", model="menagerie", run="dpo", runs=RUNS)
+    for name in ("1.pdf", "1.png", "5.pdf", "5.png"):
+        assert (tmp_path / name).read_bytes() == (drawn / name).read_bytes(), name
+
+
+def test_png_resolution_title_and_caption(drawn):
+    for number in range(1, 6):
+        with Image.open(drawn / f"{number}.png") as image:
+            assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+            assert image.text["Title"]
+            assert 700 < image.width < 1600
+            shades = np.asarray(image.convert("L"))
+            assert (shades < 128).mean() > 0.005
+            assert shades[:, [0, -1]].min() > 250  # nothing is cut off at the sides
+
+
+def test_captions_say_n_seeds_steps_intervals_and_what_would_contradict(drawn):
+    for number in (1, 2):
+        text = caption(drawn / f"{number}.png")
+        for part in (
+            "9 checkpoints",
+            "2 seeds (0, 1)",
+            "95 %",
+            "79 to 80 mini-batches",
+            f"Figure {number} of version 1",
+        ):
+            assert part in text, part
+    assert "900 to 901 tokens" in caption(drawn / "3.png")
+    assert "400 prompts" in caption(drawn / "4.png")
+    assert all("contradict" in caption(drawn / f"{i}.png") for i in range(1, 5))
+
+
+def test_alignment_draws_the_means_and_every_interval(kept, tmp_path):
+    table = synthetic.dynamics("dpo")
+    others = [table.assign(G=99, **change) for change in ({"run": "x"}, {"final_set": "train"}, {"filtered": False})]
+    draw_alignment(
+        pd.concat([table, *others, table.assign(G=99, segment="bottom")]).sample(frac=1, random_state=0),
+        tmp_path / "x.png",
+        model="menagerie",
+        run="dpo",
+        runs=RUNS,
+    )
+    axes = kept[0][0].axes
+    assert [len(ax.collections) for ax in axes] == [2, 4, 6]  # a band per component and seed
+    assert all(ax.get_yscale() == "symlog" for ax in axes)
+    means = table[table["component"] == "POS"].groupby("step")["G"].mean()
+    thick = [line for line in axes[1].lines if line.get_linewidth() > 1]
+    assert np.allclose(thick[0].get_ydata(), means)
+    assert thick[0].get_xdata().tolist() == means.index.tolist()
+    assert {text.get_text() for ax in axes for text in ax.texts} == {"TOT", "POS", "NEG", "TOP", "MID", "BOT"}
+
+
+def test_lines_differ_in_colour_dashes_and_marker():
+    for lines in (list(style.COMPONENTS.values())[3:], [style.PARENT, *style.VARIANTS]):
+        for field in ("colour", "marker"):
+            assert len({getattr(line, field) for line in lines}) == len(lines)
+        assert len({str(line.dashes) for line in lines}) >= len(lines) - 1
+
+
+def panels(figure):
+    return {ax.get_title(loc="left"): {text.get_text().replace("\xa0", " ") for text in ax.texts} for ax in figure.axes}
+
+
+def test_win_rate_panels_group_by_objective_with_the_parent_in_each(kept, tmp_path):
+    draw_win_rates(synthetic.win_rates(), tmp_path / "x.png", model="menagerie", runs=RUNS)
+    assert panels(kept[0][0]) == {
+        "(a) DPO ablations": {"no NEG before\nstep 75", "no POS after\nstep 175", "DPO"},
+        "(b) PPO ablations": {"no TOP", "no MID", "PPO"},
+        "(c) cDPO: POS first, NEG later": {"POS → NEG,\nsteps 125–375", "DPO"},
+        "(d) cPPO: TOP tokens scaled": {"TOP × 0.3", "TOP × 0.7", "PPO"},
+        "(e) cPPO: MID tokens scaled": {"MID × 0.5", "PPO"},
+        "(f) hPPO: NEG weakened in waves": {"t₃ = 5,\nτ = 0.05", "PPO"},
+        "(g) IPO": {"IPO", "DPO"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "titles"),
+    [
+        (["dpo"], ["DPO"]),
+        (["dpo", "ppo"], ["(a) DPO", "(b) PPO"]),
+        (["ppo", "hppo_t3-5_tau-0.05", "dpo"], ["(a) hPPO: NEG weakened in waves", "(b) DPO"]),
+        (["cdpo"], ["cDPO: POS first, NEG later"]),
+    ],
+)
+def test_win_rate_panels_of_small_experiments(kept, tmp_path, names, titles):
+    runs = {name: RUNS[name] for name in names}
+    draw_win_rates(synthetic.win_rates(runs=runs), tmp_path / "x.png", model="menagerie", runs=runs)
+    assert list(panels(kept[0][0])) == titles
+
+
+def test_run_labels_are_unique_and_say_what_a_run_does():
+    labels = style.run_labels(list(RUNS), RUNS, with_objective=True)
+    assert len(set(labels.values())) == len(RUNS)
+    assert labels["cppo_top_lambda-0.3"].replace("\xa0", " ") == "cPPO-top: TOP × 0.3"
+    twins = {
+        name: {"objective": "dpo", "family": "offline", "parameters": {"beta": b}}
+        for name, b in (("a", 0.1), ("b", 0.5))
+    }
+    assert style.run_labels(["a", "b"], twins) == {"a": "DPO (β = 0.1)", "b": "DPO (β = 0.5)"}
+    twins["b"]["parameters"]["beta"] = 0.1
+    assert style.run_labels(["a", "b"], twins) == {"a": "DPO (a)", "b": "DPO (b)"}
+    assert style.run_labels(["new"], {"new": {"objective": "mine", "family": "online", "parameters": {}}}) == {
+        "new": "mine"
+    }
+
+
+def test_labels_never_overlap_and_stay_near_their_lines():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        heights, sizes = np.sort(rng.random(6)), rng.choice([0.05, 0.1], 6)
+        placed = style._spread(heights, sizes)
+        assert (np.diff(placed) >= (sizes[1:] + sizes[:-1]) / 2 - 1e-12).all()
+        assert abs(np.mean(placed - heights)) < 0.1
+    assert style._spread([0.1, 0.5], [0.1, 0.1]) == pytest.approx([0.1, 0.5])
+    assert style._spread([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.45, 0.55])
+
+
+def test_linear_threshold_keeps_small_values_visible():
+    assert alignment._linear_threshold(pd.Series([0.0, 0.03, -0.05, 4])) == 0.01
+    assert alignment._linear_threshold(pd.Series([1e-12, 1e-12, 1.0])) == 1e-5
+    assert alignment._linear_threshold(pd.Series([0.0, 0.0])) == 1
+
+
+def test_training_curves_show_what_varies(kept, tmp_path):
+    curves = synthetic.training("online")
+    curves[0].loc[3, "entropy"] = np.nan
+    draw_training(curves, tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
+    titles = [ax.get_title(loc="left") for ax in kept[0][0].axes]
+    assert titles == [
+        *("reward", "KL, nats/response", "entropy, nats/token", "policy loss", "value loss", "share clipped"),
+        *("grad norm, policy", "my own"),
+    ]
+    kl = kept[0][0].axes[1]
+    thick = [line for line in kl.lines if line.get_linewidth() > 1]
+    assert [line.get_label() for line in thick] == ["k1", "k3"]
+    mean = sum(table["kl_per_response"] for table in curves.values()) / 2
+    assert thick[0].get_ydata() == pytest.approx(mean.rolling(2, center=True, min_periods=1).mean())
+
+
+def test_a_log_of_one_step_is_drawn(kept, tmp_path):
+    curves = {0: synthetic.training()[0][:1]}
+    draw_training(curves, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    assert [ax.get_title(loc="left") for ax in kept[0][0].axes][:2] == ["loss", "implicit reward"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda out: draw_alignment(synthetic.dynamics(), out, model="x", run="dpo", runs=RUNS),
+            "model = x; seen: menagerie",
+        ),
+        (
+            lambda out: draw_alignment(
+                synthetic.dynamics(), out, model="menagerie", run="dpo", runs=RUNS, segment="top"
+            ),
+            "segment = top; seen: all",
+        ),
+        (
+            lambda out: draw_advantages(synthetic.dynamics()[["model"]], out, model="menagerie", run="dpo", runs=RUNS),
+            "no column run",
+        ),
+        (
+            lambda out: draw_win_rates(synthetic.win_rates(), out, model="menagerie", runs={}),
+            "no run of menagerie",
+        ),
+        (
+            lambda out: draw_training(
+                {0: pd.DataFrame({"step": [1, 2], "loss": [1.0, 1.0]})}, out, model="m", run="dpo", runs=RUNS
+            ),
+            "no quantity that varies",
+        ),
+    ],
+)
+def test_tables_without_what_is_asked_for(tmp_path, call, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        call(tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,171 @@
+import html.parser
+import json
+import pathlib
+import re
+
+import pandas as pd
+import pytest
+import synthetic
+from po_dynamics.errors import InputError
+from po_dynamics.evaluation import stats
+from po_dynamics.figures import report
+from po_dynamics.figures.alignment import draw_advantages
+from po_dynamics.figures.training import draw_training
+
+RUNS = synthetic.RUNS
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open at the end, links, images and the text of a page."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.links, self.ids, self.words = [], [], [], set(), []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.sources += [attributes["src"]] if "src" in attributes else []
+        self.links += [attributes["href"]] if "href" in attributes else []
+        self.ids.add(attributes.get("id"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results") / "demo"
+    (root / "tables").mkdir(parents=True)
+    outcomes = synthetic.outcomes()
+    paths = {"win_rates": root / "tables" / "win_rates.csv", "results": root / "tables" / "results.csv"}
+    stats.write_csv(stats.win_rates(outcomes, "gold"), paths["win_rates"])
+    stats.write_csv(stats.results_table(outcomes, RUNS), paths["results"])
+    drawn = [root / "figures" / "m" / "figure_3_ppo.png", root / "figures" / "m" / "training_dpo.png"]
+    draw_advantages(synthetic.advantages(), drawn[0], model="menagerie", run="ppo", runs=RUNS)
+    draw_training(synthetic.training(), drawn[1], model="menagerie", run="dpo", runs=RUNS)
+    record = {"outputs": ["x"], "host": {"machine": "x86_64", "cpus": 2, "gpus": []}, "commit": "abc123"}
+    record |= {"started": "2026-11-21T01:00:00+00:00", "versions": {"torch": "2.13.0"}}
+    for i, (rule, seconds) in enumerate([("train_sft", 59.7), ("train_offline", 61), ("train_offline", 3600.0)]):
+        stage = record | {"rule": rule, "wall_seconds": seconds, "max_rss_mb": 900 + i}
+        stage["started"] = f"2026-11-21T0{i}:00:00+00:00"
+        (root / f"{i}.json").write_text(json.dumps(stage))
+    (root / "broken.json").write_text("{")
+    (root / "m" / "sft").mkdir(parents=True)
+    (root / "m" / "sft" / "config.json").write_text(
+        json.dumps(record | {"rule": "no", "wall_seconds": 1, "max_rss_mb": 1})
+    )
+    config = {"experiment": "demo", "note": "<script>alert(1)</script>", "runs": {"dpo": {"parameters": {"beta": 0.1}}}}
+    return {"experiment": "demo", "config": config, "runs": RUNS, "figures": drawn, **paths}
+
+
+@pytest.fixture(scope="module")
+def page(inputs):
+    output = inputs["results"].parents[1] / "report.html"
+    report.write_report(output, **inputs)
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def test_page_is_whole_and_needs_nothing_else(page, inputs):
+    assert page.open == []
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
+    root = inputs["results"].parents[1]
+    for link in page.links:
+        assert link[1:] in page.ids if link.startswith("#") else (root / link).exists(), link
+    assert "figures/m/figure_3_ppo.pdf" in page.links
+    assert sorted(path.name for path in root.iterdir() if path.is_file()) == [
+        *("0.json", "1.json", "2.json", "broken.json", "report.html")
+    ]
+
+
+def test_headline_states_sft_dpo_and_ppo_with_intervals(page, inputs):
+    results = pd.read_csv(inputs["results"]).set_index("run")
+    base, dpo = results.loc["base"], results.loc["dpo"]
+    assert f"SFT over base {100 - base['final']:.1f} % 95 % interval {100 - base['final_high']:.1f}" in page.text
+    assert f"to {100 - base['final_low']:.1f}: above 50 %." in page.text
+    assert (
+        f"DPO over SFT {dpo['final']:.1f} % 95 % interval {dpo['final_low']:.1f} to {dpo['final_high']:.1f}"
+        in page.text
+    )
+    assert "PPO over SFT" in page.text
+
+
+def test_an_interval_with_50_in_it_is_said_so(inputs, tmp_path):
+    results = pd.read_csv(inputs["results"])
+    results.loc[results["run"] == "dpo", ["final", "final_low"]] = 52, 49
+    results.loc[results["run"] == "ppo", ["final", "final_low", "final_high"]] = 45, 41, 48
+    results.to_csv(tmp_path / "results.csv")
+    report.write_report(tmp_path / "report.html", **inputs | {"results": tmp_path / "results.csv", "records": []})
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "does not exclude 50 %." in text
+    assert "41.0 to 48.0: below 50 %." in text
+    assert "No provenance records" in text
+
+
+def test_results_table_names_every_run_with_its_difference(page, inputs):
+    results = pd.read_csv(inputs["results"]).set_index("run")
+    ipo = results.loc["ipo"]
+    row = f"IPO 1 seed {ipo['final']:.1f} {ipo['final_low']:.1f} to {ipo['final_high']:.1f}"
+    assert row in page.text
+    assert f"{ipo['difference']:+.1f}" in page.text
+    for label in ("base model, no SFT", "cDPO: POS", "hPPO: t₃", "DPO: no NEG"):
+        assert label in page.text, label
+    assert "nan" not in page.text
+
+
+def test_time_and_memory_of_every_stage(page):
+    assert "3 jobs, 1 h 02 min of work" in page.text
+    assert "at most 902 MB" in page.text
+    assert "train_sft 1 1 min 00 s 1 min 00 s 900" in page.text
+    assert "train_offline 2 1 h 01 min 1 h 00 min 902" in page.text
+    assert "abc123" in page.text
+    assert "last finished 2026-11-21 03:00:00" in page.text
+
+
+def test_captions_and_configuration_are_text(page):
+    assert "Reproduces Figure 3 of version 1 of the paper" in page.text
+    assert "thin lines as logged" in page.text
+    assert "<script>alert(1)</script>" in page.text  # escaped on the page, hence text for the parser
+    assert "beta: 0.1" in page.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.6, "1 min 00 s"), (3599.8, "1 h 00 min"), (61, "1 min 01 s")]
+)
+def test_durations(seconds, text):
+    assert report._duration(seconds) == text
+
+
+def test_figures_come_in_the_order_of_their_numbers():
+    names = ["b/figure_1.png", "a/training_dpo.png", "a/figure_10_x.png", "a/figure_2_ppo.png", "a/figure_2_dpo.png"]
+    ordered = sorted(map(pathlib.Path, names), key=report._natural)
+    assert [str(path) for path in ordered] == [
+        *("a/figure_2_dpo.png", "a/figure_2_ppo.png", "a/figure_10_x.png", "a/training_dpo.png", "b/figure_1.png")
+    ]
+
+
+def test_bad_inputs_name_the_file_and_leave_the_report(inputs, tmp_path):
+    output = tmp_path / "report.html"
+    output.write_text("good")
+    (tmp_path / "empty.csv").write_text("model,run\n")
+    (tmp_path / "figure.png").write_text("no image")
+    cases = {
+        "results": tmp_path / "none.csv",
+        "win_rates": tmp_path / "empty.csv",
+        "figures": [tmp_path / "figure.png"],
+    }
+    for key, value in cases.items():
+        path = value[0] if isinstance(value, list) else value
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            report.write_report(output, **inputs | {key: value})
+    assert output.read_text() == "good"

@@ -1,0 +1,69 @@
+"""What scripts share: the log, the one-line error and the provenance record; and launching on several processes."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from po_dynamics.errors import InputError
+from po_dynamics.harness.job import stage
+from po_dynamics.harness.launch import launch
+
+
+class Named(list):
+    """Stands in for Snakemake's containers of named paths."""
+
+    def __init__(self, **named):
+        super().__init__(named.values())
+        self.__dict__.update(named)
+
+    def keys(self):
+        return vars(self).keys()
+
+    def items(self):
+        return vars(self).items()
+
+
+@pytest.fixture
+def job(tmp_path):
+    return SimpleNamespace(
+        rule="train_sft",
+        threads=1,
+        wildcards=Named(experiment="demo", model="menagerie"),
+        params=Named(code="abc", settings={"max_steps": 3}),
+        output=Named(model=str(tmp_path / "sft"), provenance=str(tmp_path / "sft.json")),
+        log=[str(tmp_path / "job.log")],
+    )
+
+
+def test_success_leaves_a_log_and_a_provenance_record(job, tmp_path, capsys):
+    with stage(job):
+        print("\r10% loss 2.0\r20% loss 1.5", file=sys.stderr)
+    record = json.loads((tmp_path / "sft.json").read_text())
+    assert record["rule"] == "train_sft"
+    assert record["params"]["settings"] == {"max_steps": 3}
+    assert record["wall_seconds"] >= 0
+    assert record["max_rss_mb"] > 0
+    assert record["versions"]["torch"].startswith("2.")
+    assert "[train_sft menagerie] 20% loss 1.5\n" in capsys.readouterr().err
+    assert "20% loss 1.5" in (tmp_path / "job.log").read_text()
+
+
+def test_bad_input_is_one_line_a_status_and_no_record(job, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught, stage(job):
+        raise InputError("column 'chosen' is missing")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "[train_sft menagerie] error: column 'chosen' is missing\n"
+    assert not (tmp_path / "sft.json").exists()
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(job, tmp_path):
+    with pytest.raises(ZeroDivisionError), stage(job):
+        1 / 0  # noqa: B018
+    assert "ZeroDivisionError" in (tmp_path / "job.log").read_text()
+
+
+def test_launching_calls_the_function_with_paths(tmp_path):
+    (tmp_path / "a").write_text("x")
+    launch("shutil:copyfile", {"src": tmp_path / "a", "dst": tmp_path / "b"})
+    assert (tmp_path / "b").read_text() == "x"

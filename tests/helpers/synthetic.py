@@ -1,0 +1,133 @@
+"""Made-up tables in the formats of docs/architecture.md, for tests of figures and report only."""
+
+import numpy as np
+import pandas as pd
+
+RUNS = {
+    "dpo": {"objective": "dpo", "family": "offline", "parameters": {"beta": 0.1}},
+    "cdpo": {"objective": "cdpo", "family": "offline", "parameters": {"beta": 0.1, "t1": 125, "t2": 375}},
+    "dpo_no_neg": {"objective": "dpo_no_neg", "family": "offline", "parameters": {"beta": 0.1, "before": 75}},
+    "dpo_no_pos": {"objective": "dpo_no_pos", "family": "offline", "parameters": {"beta": 0.1, "after": 175}},
+    "ppo": {"objective": "ppo", "family": "online", "parameters": {"epsilon": 0.2}},
+    "cppo_top_lambda-0.3": {"objective": "cppo_top", "family": "online", "parameters": {"lambda": 0.3}},
+    "cppo_top_lambda-0.7": {"objective": "cppo_top", "family": "online", "parameters": {"lambda": 0.7}},
+    "cppo_mid_lambda-0.5": {"objective": "cppo_mid", "family": "online", "parameters": {"lambda": 0.5}},
+    "hppo_t3-5_tau-0.05": {"objective": "hppo", "family": "online", "parameters": {"t3": 5, "tau": 0.05}},
+    "ppo_no_top": {"objective": "ppo_no_top", "family": "online", "parameters": {}},
+    "ppo_no_mid": {"objective": "ppo_no_mid", "family": "online", "parameters": {}},
+    "ipo": {"objective": "ipo", "family": "offline", "parameters": {"beta": 0.2}},
+}
+STEPS = {"offline": [0, 12, 25, 50, 88, 125, 175, 212, 250], "online": [0, 3, 6, 12, 21, 30, 42, 51, 60]}
+
+
+def dynamics(run="dpo", seeds=(0, 1), model="menagerie"):
+    steps = STEPS[RUNS[run]["family"]]
+    rng = np.random.default_rng(len(run))
+    rows = []
+    for seed in seeds:
+        for step in steps:
+            u = step / steps[-1]
+            if RUNS[run]["family"] == "offline":
+                pos, neg = 3 * np.cos(2.6 * u) * np.exp(-u), -1.5 * np.cos(2.9 * u)
+                thirds = np.array([0.2, 0.5, 0.3]) if step else np.array([1, 0, 0])
+            else:
+                pos, neg, thirds = 0.8 + 0.3 * u, -0.85 - 0.33 * u, np.array([3.0, 1.5, -3.5 + 0.02])
+                thirds = thirds / thirds.sum()
+            pos, neg = pos + 0.1 * rng.normal(), neg + 0.1 * rng.normal()
+            parts = {"TOT": pos + neg, "POS": pos, "NEG": neg}
+            parts |= dict(zip(("TOP", "MID", "BOT"), thirds * (pos + neg), strict=True))
+            for component, g in parts.items():
+                half = 0.05 + 0.15 * abs(g)
+                rows.append(
+                    {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout"}
+                    | {"component": component, "segment": "all", "filtered": True, "G": g, "G_low": g - half}
+                    | {
+                        "G_high": g + half,
+                        "cosine": 0.1,
+                        "grad_norm": 1.0,
+                        "n_batches": 80 - seed,
+                        "n_outliers": step % 7,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def advantages(run="ppo", seeds=(0, 1), model="menagerie"):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout", "group": group}
+        | {"n": 900 + seed}
+        | {"raw_advantage": level / 2 + 0.05 * rng.normal(), "advantage": level + 0.05 * rng.normal()}
+        for seed in seeds
+        for step in STEPS["online"]
+        for group, level in (("TOP", -0.2), ("MID", 0.3), ("BOT", 0.02))
+    )
+
+
+def win_rates(model="menagerie", runs=RUNS):
+    rng = np.random.default_rng(1)
+    rows = []
+    for i, (run, spec) in enumerate([("base", {"family": None}), *runs.items()]):
+        steps = STEPS.get(spec["family"], [0])
+        for seed in (0, 1) if run in ("dpo", "ppo") else (0,):
+            for step in steps:
+                u = step / max(steps[-1], 1)
+                rise = (12 + i) * (1 if spec["family"] == "online" else 2)
+                rate = 50 + rise * (u**0.5 - 0.3 * u**2) + 1.2 * rng.normal() * (step > 0) - 30 * (run == "base")
+                rows.append(
+                    {"model": model, "run": run, "seed": seed, "step": step, "judge": "gold", "win_rate": rate}
+                    | {"low": rate - 4 * (step > 0), "high": rate + 4 * (step > 0), "n": 400, "n_missing": 0}
+                    | {"order_consistency": 100.0, "mean_length": 20 + 5 * u, "kl_to_sft": 10 * u, "mean_reward": u}
+                    | {"degenerate": 1.0}
+                )
+    return pd.DataFrame(rows)
+
+
+def training(family="offline", seeds=(0, 1)):
+    steps = np.arange(1, 251 if family == "offline" else 61)
+    names = {
+        "offline": "loss rewards_chosen rewards_rejected rewards_margins grad_norm learning_rate",
+        "online": "reward kl_per_response kl_k3_per_response entropy policy_loss value_loss clip_fraction"
+        " policy_grad_norm my_own episodes_per_second",
+    }[family].split()
+    curves = {}
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        columns = {
+            name: np.log1p(steps) * (1 - i / 4) + 0.1 * rng.normal(size=len(steps)) for i, name in enumerate(names)
+        }
+        curves[seed] = pd.DataFrame({"step": steps, **columns, "constant": 1.0})
+    return curves
+
+
+def outcomes(model="menagerie", runs=RUNS, n=120):
+    """Per-prompt outcomes as `stats.load_outcomes` gives them, some of the variants better than their parents."""
+    rng = np.random.default_rng(2)
+    tables = []
+    for i, (run, spec) in enumerate([("base", {"family": None}), *runs.items()]):
+        steps = STEPS.get(spec["family"], [0])
+        for seed in (0, 1) if run in ("dpo", "ppo") else (0,):
+            for step in steps:
+                rate = 0.2 if run == "base" else 0.5 + (0.25 + 0.01 * i) * (step / steps[-1]) ** 0.5
+                preference = (rng.random(n) < rate).astype(float) if step or run == "base" else np.full(n, 0.5)
+                columns = {"model": model, "run": run, "seed": seed, "step": step, "id": [f"p{i}" for i in range(n)]}
+                columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                columns |= {"n_tokens": 20, "kl": 0.02 * step, "reward": rate, "degenerate": False}
+                tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
+    """Tables of `observables.prediction` and `rank_correlation`: the change follows the prediction, with noise."""
+    rng = np.random.default_rng(4)
+    steps = STEPS[RUNS[run]["family"]]
+    rows = [
+        {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout", "predicted": -(2 - step / 100)}
+        | {"predicted_adamw": -30 + step / 10 if seed else np.nan, "change": -0.02 + step / 1e4 + 0.004 * rng.normal()}
+        for seed in seeds
+        for step in steps[:-1]
+    ]
+    rho = [{"predictor": "predicted", "rho": 0.81, "low": 0.5, "high": 0.95}]
+    rho += [{"predictor": "predicted_adamw", "rho": np.nan, "low": np.nan, "high": np.nan}]
+    correlations = pd.DataFrame(rho).assign(model=model, run=run, final_set="heldout")
+    return pd.DataFrame(rows), correlations

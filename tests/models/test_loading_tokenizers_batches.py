@@ -1,0 +1,282 @@
+"""Loading with checks, hostile tokenizers, rendering of conversations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from po_dynamics.errors import InputError
+from po_dynamics.models import hub
+from po_dynamics.models.batches import collate, token_logps
+from po_dynamics.models.loading import AutoModelForSequenceClassification, load_classifier, load_model
+from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer, prepare_tokenizer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+PROMPT = tiny.user("what is the fox ?")
+ANSWER = tiny.assistant("the fox is red .")[0]
+LLAMA_LIKE = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<eos>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+def byte_tokenizer(**names: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as Pythia's, Qwen's and Llama's."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", *names.pop("special", "").split()]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the fox is red .\n\n the owl is blue .\n\n"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"eos_token": "<|endoftext|>"} | names))
+
+
+# ------------------------------------------------------------------------------------------------------ tokenizers
+
+
+HOSTILE = {
+    "no pad": lambda: tiny.tiny_tokenizer(pad=None),
+    "pad is eos": lambda: tiny.tiny_tokenizer(pad="<eos>"),
+    "no template": lambda: tiny.tiny_tokenizer(pad=None, template=None),
+    "broken template": lambda: tiny.tiny_tokenizer(template="{{ messages[9]['content'] }}"),
+    "template without eos": lambda: tiny.tiny_tokenizer(template="{{ messages[0]['content'] }}"),
+    "template ends after eos": lambda: byte_tokenizer(chat_template=LLAMA_LIKE.replace("<eos>", "<|endoftext|>")),
+    "bytes, pad is eos": lambda: byte_tokenizer(pad_token="<|endoftext|>"),
+    "pythia": lambda: byte_tokenizer(special="<|padding|>", bos_token="<|endoftext|>"),
+    "llama": lambda: byte_tokenizer(special="<|begin|> <|reserved_special_token_0|> <|eot|>", bos_token="<|begin|>"),
+    "qwen": lambda: byte_tokenizer(special="<|im_start|> <|vision_pad|>", pad_token="<|endoftext|>"),
+}  # fmt: skip
+SPARE = {"pythia": "<|padding|>", "llama": "<|reserved_special_token_0|>", "qwen": "<|vision_pad|>"}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hostile_tokenizer_ends_dedicated(tmp_path, name, side):
+    tokenizer = HOSTILE[name]()
+    tokenizer.padding_side = side
+    size = len(tokenizer)
+    model = tiny.tiny_model(vocab=size, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    before = model(input_ids=torch.arange(5)[None]).logits
+    prepare_tokenizer(tokenizer, model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    loaded, again = load_tokenizer(tmp_path), load_model(tmp_path, device="cpu")
+    assert loaded.pad_token_id not in (loaded.eos_token_id, loaded.unk_token_id)
+    assert loaded.padding_side == "right"
+    for config in (again.config, again.generation_config):
+        assert (config.pad_token_id, config.eos_token_id) == (loaded.pad_token_id, loaded.eos_token_id)
+    if name in SPARE:
+        assert loaded.pad_token == SPARE[name]
+        assert len(loaded) == size
+    torch.testing.assert_close(again(input_ids=torch.arange(5)[None]).logits[..., :size], before)
+    prompt_ids, ids = encode_prompt(loaded, PROMPT), encode_response(loaded, PROMPT, ANSWER)
+    assert ids[-1] == loaded.eos_token_id
+    assert ids.count(loaded.eos_token_id) == 1
+    whole = loaded.apply_chat_template([*PROMPT, ANSWER], return_dict=False)
+    assert [*prompt_ids, *ids] == whole
+
+
+def test_preparing_twice_changes_nothing():
+    tokenizer, model = tiny.tiny_tokenizer(pad=None), tiny.tiny_model(vocab=37)
+    prepare_tokenizer(tokenizer, model)
+    template, size, weights = tokenizer.chat_template, len(tokenizer), model.get_input_embeddings().weight.clone()
+    prepare_tokenizer(tokenizer, model)
+    assert (tokenizer.chat_template, len(tokenizer)) == (template, size)
+    assert torch.equal(model.get_input_embeddings().weight, weights)
+
+
+def test_new_rows_are_the_mean():
+    model = tiny.tiny_model(vocab=37)
+    mean = model.get_output_embeddings().weight.mean(0)
+    prepare_tokenizer(tiny.tiny_tokenizer(pad=None), model)
+    torch.testing.assert_close(model.get_output_embeddings().weight[37], mean)
+
+
+def test_good_tokenizer_keeps_its_template():
+    tokenizer = tiny.tiny_tokenizer()
+    prepare_tokenizer(tokenizer, tiny.tiny_model())
+    assert tokenizer.chat_template == tiny.TEMPLATE
+    assert tokenizer.pad_token == "<pad>"
+
+
+def test_tokenizer_without_eos_is_refused():
+    with pytest.raises(InputError, match="no EOS token"):
+        prepare_tokenizer(tiny.tiny_tokenizer(eos=None), tiny.tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (tiny.tiny_tokenizer(pad="<eos>"), "the pad token is '<eos>'"),
+        (tiny.tiny_tokenizer(pad=None), "the pad token is None"),
+        (tiny.tiny_tokenizer(template=None), "no chat template"),
+        (tiny.tiny_tokenizer(eos=None), "no EOS token"),
+    ],
+)
+def test_unprepared_tokenizer_is_refused(tmp_path, tokenizer, message):
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_folder_without_tokenizer(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}: no usable tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- conversations
+
+
+def test_response_where_a_token_would_span_the_boundary():
+    tokenizer = byte_tokenizer(special="<|padding|>")
+    prepare_tokenizer(tokenizer, tiny.tiny_model(vocab=len(tokenizer)))
+    assert "\n\n" in [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    answer = {"role": "assistant", "content": "\nthe fox"}
+    prompt_ids, ids = encode_prompt(tokenizer, PROMPT), encode_response(tokenizer, PROMPT, answer)
+    text = tokenizer.apply_chat_template([*PROMPT, answer], tokenize=False)
+    assert tokenizer.decode([*prompt_ids, *ids]) == text
+    assert tokenizer.decode(ids) == "\nthe fox<|endoftext|>"
+
+
+def test_several_turns():
+    tokenizer = byte_tokenizer(special="<|padding|>")
+    prepare_tokenizer(tokenizer, tiny.tiny_model(vocab=len(tokenizer)))
+    messages = [{"role": "system", "content": "Be brief."}, *PROMPT, ANSWER, *tiny.user("and the owl ?")]
+    assert tokenizer.decode(encode_prompt(tokenizer, messages)) == (
+        "<|system|>\nBe brief.<|endoftext|>\n<|user|>\nwhat is the fox ?<|endoftext|>\n<|assistant|>\n"
+        "the fox is red .<|endoftext|>\n<|user|>\nand the owl ?<|endoftext|>\n<|assistant|>\n"
+    )
+
+
+def test_template_that_refuses_the_messages():
+    tokenizer = tiny.tiny_tokenizer(template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(InputError, match="roles must alternate"):
+        encode_prompt(tokenizer, PROMPT)
+
+
+# -------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "llama"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_load(tmp_path, architecture, attention):
+    folder = tiny.tiny_folder(tmp_path / "m", architecture, dropout=0.3)
+    model = load_model(folder, attention=attention, dtype="float64", device="cpu")
+    assert model.config._attn_implementation == attention
+    assert model.dtype == torch.float64
+    model.train()  # dropout must be off even then
+    first, second = (model(input_ids=torch.arange(8)[None]).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def broken(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def drop(weights: dict) -> None:
+    del weights["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
+
+
+def spoil(weights: dict) -> None:
+    weights["gpt_neox.layers.1.mlp.dense_h_to_4h.bias"][3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "is not a folder"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot load the model"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:9000]), "cannot load"),
+        (lambda f: broken(f, drop), r"1 weights are missing, such as gpt_neox.layers.1.mlp.dense_h_to_4h.weight"),
+        (lambda f: broken(f, spoil), r"gpt_neox.layers.1.mlp.dense_h_to_4h.bias is not finite"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_model, load_classifier])
+def test_broken_folder(tmp_path, damage, message, load):
+    folder = tiny.tiny_folder(tmp_path / "m")
+    damage(folder)
+    if load is load_classifier and "weights are missing" in message:
+        message = "2 weights are missing"  # the head of a causal model's folder is, too
+    elif load is load_classifier and "not finite" in message:
+        message = "weights are missing, such as score.weight"
+    with pytest.raises(InputError, match=message) as error:
+        load(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_vocabulary_of_another_model(tmp_path):
+    tiny.tiny_folder(tmp_path, vocab=30)
+    with pytest.raises(InputError, match="the tokenizer has 38 tokens and the model 30 embeddings"):
+        load_model(tmp_path)
+
+
+def test_classifier_with_pad_equal_to_eos(tmp_path):
+    tiny.tiny_folder(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    model.save_pretrained(tmp_path)
+    assert load_classifier(tmp_path, device="cpu").config.num_labels == 1
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": config["eos_token_id"]}))
+    with pytest.raises(InputError, match="would not score the last token"):
+        load_classifier(tmp_path)
+
+
+def test_download_copies_a_local_folder(tmp_path):
+    folder = tiny.tiny_folder(tmp_path / "published")
+    hub.download_base({"source": "hub", "name": str(folder)}, tmp_path / "base")
+    assert set(tiny.same_files(folder, tmp_path / "base")) == {"source.json"}
+    load_model(tmp_path / "base", device="cpu")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        hub.download_base({"name": str(folder)}, tmp_path / "base")
+    assert (tmp_path / "base/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spare_rows", [0, 4])
+@pytest.mark.parametrize("name", ["pythia", "qwen", "bytes, pad is eos"])
+def test_a_downloaded_base_model_is_prepared(tmp_path, name, spare_rows):
+    tokenizer = HOSTILE[name]()
+    model = tiny.tiny_model(vocab=len(tokenizer) + spare_rows, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    tokenizer.save_pretrained(tmp_path / "published")
+    model.save_pretrained(tmp_path / "published")
+    hub.download_base({"source": "hub", "name": str(tmp_path / "published")}, tmp_path / "base")
+    loaded, again = load_tokenizer(tmp_path / "base"), load_model(tmp_path / "base", device="cpu")
+    assert again.config.pad_token_id == loaded.pad_token_id != loaded.eos_token_id
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(
+        again(input_ids=ids).logits[..., : len(tokenizer)], model(input_ids=ids).logits[..., : len(tokenizer)]
+    )
+
+
+def test_batch_masks_come_from_lengths():
+    pad = 2
+    batch = collate([[5, pad], [6]], [[pad, 7, 1], [1]], pad)
+    assert batch.attention_mask_BL.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert batch.loss_mask_BT.tolist() == [[False, True, True, True], [True, False, False, False]]
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "llama"])
+def test_token_logps_do_not_depend_on_padding(architecture):
+    model = tiny.tiny_model(architecture, dtype=torch.float64)
+    prompts, responses = [[5, 6, 7], [9]], [[8, 1], [10, 11, 12, 13, 1]]
+    together = token_logps(model, collate(prompts, responses, 2))
+    for row in range(2):
+        alone = token_logps(model, collate(prompts[row : row + 1], responses[row : row + 1], 2))
+        torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=0, atol=1e-12)
+        assert (together[row, alone.shape[1] :] == 0).all()
+    ids = torch.tensor([prompts[0] + responses[0]])
+    logps = model(input_ids=ids).logits.log_softmax(-1)
+    assert together[0, 2].item() == pytest.approx(logps[0, 2, 8].item(), abs=1e-12)

@@ -1,0 +1,176 @@
+"""The whole DAG on the smoke configuration, and what it would rerun after a change."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
+FILES = ["Snakefile", "config", "workflow", "envs", "slurm"]
+
+
+def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*SNAKEMAKE, *arguments], cwd=directory, capture_output=True, text=True, env=environment)
+
+
+def clone(destination: Path) -> Path:
+    """The files of the workflow, as they are in this checkout."""
+    destination.mkdir(parents=True)
+    for name in FILES:
+        source, target = ROOT / name, destination / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return destination
+
+
+def plan(directory: Path, *arguments: str) -> dict[str, int]:
+    """Rules that a dry run would execute, with the number of their jobs."""
+    done = snakemake(directory, "--dry-run", "--quiet", "rules", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
+    return {rule: int(count) for rule, count in table if rule not in ("all", "total")}
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory) -> Path:
+    """A clone in which the smoke configuration has run from nothing."""
+    directory = clone(tmp_path_factory.mktemp("workflow") / "clone")
+    done = snakemake(directory, "--quiet", "rules", "--show-failed-logs")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    return directory
+
+
+@pytest.fixture
+def copied(results, tmp_path) -> Path:
+    """A copy of that clone; every file has a new modification time, and not in the order in which it was made."""
+    return Path(shutil.copytree(results, tmp_path / "copy", copy_function=shutil.copyfile))
+
+
+def test_every_target_is_there(results):
+    smoke = results / "results/smoke"
+    assert (smoke / "report.html").stat().st_size > 50_000
+    for name in ("figure_1_dpo", "figure_2_ppo", "figure_3_ppo", "figure_4", "training_cdpo", "training_ppo"):
+        assert (smoke / f"figures/menagerie/{name}.png").stat().st_size > 5_000
+    win_rates = pd.read_csv(smoke / "tables/win_rates.csv")
+    assert set(win_rates["run"]) == {"base", "dpo", "cdpo", "ppo", "cppo_top_lambda-0.3"}
+    assert win_rates["n_missing"].eq(0).all()
+    assert win_rates["order_consistency"].eq(100).all()
+
+
+def test_identities_hold_in_every_row_of_the_dynamics(results):
+    """PAPER §1: TOT = POS + NEG = TOP + MID + BOT, filtered too; segments sum to the whole model."""
+    table = pd.read_parquet(results / "results/smoke/tables/dynamics.parquet")
+    keys = ["model", "run", "seed", "step", "final_set", "filtered"]
+    whole = table[table["segment"] == "all"].set_index([*keys, "component"])["G"].unstack()
+    scale = whole.abs().max(axis=1)
+    assert len(whole) == 2 * 3 * 2  # runs × steps × filtered or not
+    assert ((whole["TOT"] - whole["POS"] - whole["NEG"]).abs() <= 1e-9 * scale).all()
+    assert ((whole["TOT"] - whole["TOP"] - whole["MID"] - whole["BOT"]).abs() <= 1e-9 * scale).all()
+    segments = table[(table["segment"] != "all") & table["component"].isin(["TOT", "POS", "NEG"])]
+    summed = segments.groupby([*keys, "component"])["G"].sum().unstack()
+    assert ((summed - whole[summed.columns]).abs().max(axis=1) <= 1e-5 * scale).all()
+    assert (table["reverse_forward_rel_diff"] < 1e-3).all()
+
+
+def test_a_second_run_does_nothing(results):
+    done = snakemake(results)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_touching_or_copying_reruns_nothing(copied):
+    assert plan(copied) == {}
+    for path in sorted(copied.rglob("*"), reverse=True):
+        if ".snakemake" not in path.parts:
+            path.touch()
+    assert plan(copied) == {}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{path} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+DRAWN = {"draw_dynamics", "draw_advantages", "draw_prediction", "draw_win_rates", "draw_training", "write_report"}
+
+
+def test_comments_and_docstrings_rerun_nothing(copied):
+    edit(copied / "workflow/po_dynamics/objectives.py", '"""', '"""Reworded. ')
+    with (copied / "workflow/po_dynamics/ppo.py").open("a") as file:
+        file.write("\n# A remark.\n")
+    assert plan(copied) == {}
+
+
+def test_editing_the_figures_redraws_figures_only(copied):
+    with (copied / "workflow/po_dynamics/figures.py").open("a") as file:
+        file.write("\nSTYLE_VERSION = 2\n")
+    assert set(plan(copied)) == DRAWN
+
+
+def test_editing_ppo_reruns_ppo_and_what_follows(copied):
+    with (copied / "workflow/po_dynamics/ppo.py").open("a") as file:
+        file.write("\nREVISION = 2\n")
+    planned = plan(copied)
+    assert planned["train_online"] == 2
+    assert not {"make_world", "pretrain_base", "train_sft", "train_reward", "train_offline"} & set(planned)
+
+
+def test_changing_one_runs_beta_reruns_that_run(copied):
+    edit(copied / "config/smoke.yaml", "probe: true, parameters: {beta: 0.1}", "probe: true, parameters: {beta: 0.2}")
+    planned = plan(copied)
+    once = ("train_offline", "respond_run", "judge_responses", "probe_checkpoints", "draw_training")
+    assert [planned[rule] for rule in once] == [1] * len(once)
+    assert not {"train_online", "train_reward", "compute_reference", "sample_preferences"} & set(planned)
+
+
+def test_deleting_one_table_rebuilds_it(copied):
+    (copied / "results/smoke/tables/win_rates.csv").unlink()
+    assert set(plan(copied)) == {"tabulate_win_rates", "draw_win_rates", "write_report"}
+
+
+def test_the_same_seed_gives_identical_tables(results, tmp_path):
+    again = clone(tmp_path / "again")
+    targets = ("results/smoke/tables/win_rates.csv", "results/smoke/tables/dynamics.parquet")
+    done = snakemake(again, *targets, "--quiet", "rules", "--show-failed-logs")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    first, second = results / "results/smoke/tables", again / "results/smoke/tables"
+    for name in ("win_rates.csv", "results.csv", "dynamics.parquet", "advantages.parquet"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runs={dpo: {objective: dpoo}}", r"error: configuration key 'runs\.dpo': .*dpoo.*cdpo"),
+        (
+            "keep_checkpoint=true",
+            r"error: configuration key 'keep_checkpoint' is unknown; allowed here: .*keep_checkpoints",
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_changes_nothing(tmp_path, override, message):
+    directory = clone(tmp_path / "clone")
+    done = snakemake(directory, "--config", override)
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert not (directory / "results").exists()
+
+
+def test_the_papers_configuration_passes_a_dry_run(tmp_path):
+    directory = clone(tmp_path / "clone")
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--configfile", "config/paper.yaml"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"train_online +\d\d", done.stdout + done.stderr)

@@ -1,0 +1,1 @@
+"""Data sets: the common schema, and published sets converted to it."""

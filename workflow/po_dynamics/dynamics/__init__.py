@@ -1,0 +1,1 @@
+"""What the stored token scores say, on a CPU: gradient alignment of any objective, component and segment."""

@@ -1,0 +1,1 @@
+"""Greedy responses, their judge, and the statistics of win rates."""

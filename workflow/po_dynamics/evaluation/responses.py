@@ -1,0 +1,287 @@
+"""Greedy responses: the final responses D′, and those that the judge reads, with KL to the SFT model and reward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from po_dynamics.errors import InputError
+from po_dynamics.models.batches import Batch, by_length, collate, left_pad
+from po_dynamics.models.loading import default_device, evaluating, load_model
+from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
+from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
+from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.storage.parquet import read_table
+
+Ids = list[int]
+
+BATCH_SIZE = 64
+REPETITION = 0.5  # share of repeated 4-grams above which a response has collapsed
+
+
+# -------------------------------------------------------------------------------------------------- greedy decoding
+
+
+def greedy_responses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    description: str = "responses",
+) -> list[Ids]:
+    """The most probable next token, again and again, to EOS (included) or `max_new_tokens`; in the prompts' order.
+
+    Nothing of the model's own generation config takes part. A prompt that leaves less room in the context gets a
+    shorter response; InputError when it leaves none.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not prompts or min(map(len, prompts)) == 0:
+        raise InputError("there is no prompt to answer, or an empty one")
+    if context and max(map(len, prompts)) >= context:
+        longest = max(map(len, prompts))
+        raise InputError(f"a prompt has {longest} tokens and the model's context is {context}: shorten or drop it")
+    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    responses: list[Ids] = [[] for _ in prompts]
+    with torch.inference_mode(), evaluating(model), _bar(len(prompts), description) as bar:
+        for rows in by_length(prompts, batch_size):
+            batch = [prompts[row] for row in rows]
+            room = min(max_new_tokens, context - len(batch[0])) if context else max_new_tokens
+            for row, ids in zip(rows, _decode(model, batch, room, eos, pad), strict=True):
+                responses[row] = ids
+            bar.update(len(rows))
+    return responses
+
+
+def _decode(model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, eos: int, pad: int) -> list[Ids]:
+    ids_BC, mask_BC = left_pad(prompts, pad, model.device)
+    positions_BC = (mask_BC.cumsum(1) - 1).clamp(min=0)
+    cache, ended_B, tokens = DynamicCache(config=model.config), mask_BC[:, 0] < 0, []
+    for _ in range(room):
+        logits_BV = model(
+            input_ids=ids_BC,
+            attention_mask=mask_BC,
+            position_ids=positions_BC,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens.append(logits_BV.argmax(-1))
+        ended_B = ended_B | (tokens[-1] == eos)
+        if bool(ended_B.all()):
+            break
+        ids_BC, positions_BC = tokens[-1].unsqueeze(1), positions_BC[:, -1:] + 1
+        mask_BC = torch.cat((mask_BC, mask_BC.new_ones(len(prompts), 1)), dim=1)
+    rows = torch.stack(tokens, 1).tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+
+def _bar(total: int, description: str) -> Any:
+    return tqdm(total=total, desc=description, unit="prompt", mininterval=5, file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------------- D′
+
+
+def final_responses(
+    checkpoint: Path, prompts: Path, output: Path, settings: Mapping[str, Any], n: int, seed: int
+) -> None:
+    """D′: greedy responses of the final checkpoint to `n` prompts drawn with `seed` from a table with `id, prompt`.
+
+    Writes `id, prompt_ids, response_ids, response` (the ids with EOS if it came). Prompts that leave no room for
+    `settings["max_new_tokens"]` in the context are not drawn; they, empty responses (EOS at once) and unended ones are
+    counted on standard error. The latter two stay: they are what the model says. InputError when all are empty.
+    """
+    tokenizer, model = _load(checkpoint, "float32")
+    pool = _encode_prompts(prompts, tokenizer)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    fitting = [row for row in pool if len(row["prompt_ids"]) + settings["max_new_tokens"] <= context]
+    if not fitting:
+        raise InputError(f"{prompts}: no prompt leaves room for {settings['max_new_tokens']} tokens in {context}")
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows = [fitting[i] for i in order[:n]]
+    ids = greedy_responses(
+        model,
+        tokenizer,
+        [row["prompt_ids"] for row in rows],
+        settings["max_new_tokens"],
+        settings.get("batch_size", BATCH_SIZE),
+        "final responses",
+    )
+    eos = tokenizer.eos_token_id
+    empty, unended = sum(r == [eos] for r in ids), sum(r[-1] != eos for r in ids)
+    _say(
+        f"{len(rows)} of {n} prompts answered; {len(pool) - len(fitting)} too long to draw from; {empty} responses "
+        f"empty, {unended} cut at {settings['max_new_tokens']} tokens"
+    )
+    if empty == len(rows):
+        raise InputError(f"{checkpoint}: every final response is empty (EOS at once): there is no D′ to probe with")
+    table = pd.DataFrame({"id": [row["id"] for row in rows], "prompt_ids": [row["prompt_ids"] for row in rows]})
+    table["response_ids"] = ids
+    table["response"] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    with atomic_file(output) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def _load(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer, model = read_tokenizer(folder), load_model(folder, dtype=dtype)
+    prepare_tokenizer(tokenizer, model)  # changes nothing from the SFT stage on
+    return tokenizer, model
+
+
+def _encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    rows = read_table(path, ["id", "prompt"])
+    return [{**row, "prompt_ids": encode_prompt(tokenizer, row["prompt"])} for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+
+def evaluate_responses(
+    checkpoints: Mapping[int, Path],
+    sft: Path,
+    reward: Path | str | None,
+    prompts: Path,
+    output: Path,
+    settings: Mapping[str, Any],
+) -> None:
+    """Greedy responses of every checkpoint to all prompts (`id, prompt`), for the judge, in one table.
+
+    Writes `step, id, instruction, response, n_tokens, ended, kl, reward, degenerate`. `n_tokens` counts EOS. `kl` (nats
+    per response): one response is sampled per prompt (temperature 1, the same random numbers for every checkpoint), and
+    the exact KL(π ‖ π_SFT) over the vocabulary is summed over its tokens: an unbiased estimate of the KL of responses
+    with less variance than the log-ratio. `reward`: score of the greedy response (NaN without a reward model).
+    `degenerate`: see `is_degenerate`. A base model's tokenizer is prepared as for SFT, in memory.
+
+    Args:
+        checkpoints: step → folder.
+        reward: what `scorers.load` takes.
+        settings: max_new_tokens; optional seed (0), batch_size, dtype ("float32"; "bfloat16" is the default on a GPU).
+    """
+    dtype = settings.get("dtype") or ("bfloat16" if default_device().type == "cuda" else "float32")
+    tables = []
+    for step, folder in sorted(checkpoints.items()):
+        tokenizer, policy = _load(folder, dtype)
+        rows = _encode_prompts(prompts, tokenizer)
+        new, size = settings["max_new_tokens"], settings.get("batch_size", BATCH_SIZE)
+        ids = greedy_responses(
+            policy, tokenizer, [row["prompt_ids"] for row in rows], new, size, f"step {step}: greedy"
+        )
+        _, reference = _load(sft, dtype)
+        kl = kl_to_reference(policy, reference, tokenizer, [row["prompt_ids"] for row in rows], settings)
+        del policy, reference
+        tables.append(_table(step, rows, ids, kl, tokenizer))
+        tables[-1]["reward"] = _rewards(reward, rows, ids, list(tables[-1]["response"]), tokenizer, size)
+        _say_summary(step, tables[-1])
+    with atomic_file(output) as temporary:
+        pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+
+
+def _table(
+    step: int, rows: Sequence[Mapping[str, Any]], ids: Sequence[Ids], kl: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    eos = int(tokenizer.eos_token_id)
+    return pd.DataFrame(
+        {
+            "step": step,
+            "id": [row["id"] for row in rows],
+            "instruction": ["\n".join(m["content"] for m in row["prompt"] if m["role"] == "user") for row in rows],
+            "response": [text(tokenizer, response) for response in ids],
+            "n_tokens": [len(response) for response in ids],
+            "ended": [response[-1] == eos for response in ids],
+            "kl": kl.tolist(),
+            "reward": float("nan"),
+            "degenerate": [is_degenerate(response, eos) for response in ids],
+        }
+    )
+
+
+def text(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:
+    """What the judge reads: all but the final EOS; a special token elsewhere stays visible."""
+    content = ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
+    return str(tokenizer.decode(content, skip_special_tokens=False)).strip()
+
+
+def is_degenerate(ids: Sequence[int], eos: int) -> bool:
+    """Empty, or collapsed into repetition: over half of the 4-grams are repeats (seq-rep-4, Welleck et al. 2020)."""
+    content = [token for token in ids if token != eos]
+    grams = list(zip(*(content[i:] for i in range(4)), strict=False))
+    return not content or (len(grams) > 0 and 1 - len(set(grams)) / len(grams) > REPETITION)
+
+
+def kl_to_reference(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """KL(policy ‖ reference) of responses, (N,) nats: see `evaluate_responses`."""
+    new, size = settings["max_new_tokens"], settings.get("batch_size", BATCH_SIZE)
+    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    new = min(new, context - max(map(len, prompts))) if context else new
+    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    sampling = Sampling(max_new_tokens=new, eos_ids=(eos,), pad_id=pad)
+    uniforms_BR = row_uniforms(len(prompts), sampling, (settings.get("seed", 0), 1))
+    responses = [response.ids for response in CachedRollout(policy, sampling, size)(prompts, uniforms_BR)]
+    result = torch.empty(len(prompts), dtype=torch.float64)
+    with torch.inference_mode():
+        for rows in _batches(prompts, responses, max(1, size // 4)):
+            batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], pad).to(policy.device)
+            result[rows] = sequence_kl(policy, reference, batch).cpu()
+    return result
+
+
+def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
+    """Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)) over the response tokens of each row, (B,) in float64, nats."""
+    log_probs = []
+    for model in (policy, reference):
+        output = model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL, use_cache=False)
+        log_probs.append(output.logits[:, :-1][batch.loss_mask_BT].float().log_softmax(-1))
+    policy_NV, reference_NV = log_probs
+    kl_N = (policy_NV.exp() * (policy_NV - reference_NV)).sum(-1).double()
+    kl_BT = kl_N.new_zeros(batch.loss_mask_BT.shape).masked_scatter(batch.loss_mask_BT, kl_N)
+    return kl_BT.sum(1)
+
+
+def _batches(prompts: Sequence[Sequence[int]], responses: Sequence[Ids], size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(prompts)), key=lambda r: -len(prompts[r]) - len(responses[r]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _rewards(
+    reward: Path | str | None,
+    rows: Sequence[Mapping[str, Any]],
+    ids: Sequence[Ids],
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+) -> list[float]:
+    if reward is None:
+        return [float("nan")] * len(rows)
+    from po_dynamics.models import reward_models
+
+    scorer = reward_models.load(reward, tokenizer, batch_size, default_device())
+    prompts, prompt_ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
+    return scorer(prompts, texts, prompt_ids, ids).tolist()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_summary(step: int, table: pd.DataFrame) -> None:
+    _say(
+        f"step {step}: {len(table)} responses, {(~table['ended']).sum()} cut, {table['degenerate'].sum()} degenerate, "
+        f"mean length {table['n_tokens'].mean():.1f} tokens, KL {table['kl'].mean():.3f} nats, reward "
+        f"{table['reward'].mean():.3f}"
+    )

@@ -1,0 +1,1 @@
+"""Figures, captions and the report."""

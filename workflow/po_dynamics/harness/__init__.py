@@ -1,0 +1,1 @@
+"""What runs the stages: configuration, fingerprints, jobs, launching. Never part of a stage's code."""

@@ -1,0 +1,1 @@
+"""PPO and its family: roll out, score, estimate advantages, update."""

@@ -1,0 +1,1 @@
+"""Token scores and gradients of a checkpoint (GPU)."""

@@ -1,0 +1,1 @@
+"""What survives a kill: complete files, resumable state, checkpoints, tables."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning, the reward model, and offline preference optimisation."""

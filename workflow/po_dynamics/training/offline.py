@@ -1,0 +1,213 @@
+"""Offline preference optimisation: reference log-probabilities, and the training of DPO and its family."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+from transformers import AutoConfig
+
+from po_dynamics.data.preferences import encode_pairs
+from po_dynamics.errors import InputError
+from po_dynamics.models.loading import check_folder, load_model
+from po_dynamics.models.tokenizers import load_tokenizer
+from po_dynamics.objectives.declaration import Objective
+from po_dynamics.storage.atomic import atomic_file, atomic_folder, remove
+from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.training.reference import _context, read_reference
+
+if TYPE_CHECKING:
+    from trl import DPOConfig
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def train_offline(
+    init: Path,
+    preferences: Path,
+    reference: Path,
+    output: Path,
+    log: Path,
+    state: Path,
+    objective: Objective,
+    settings: Mapping[str, Any],
+    seed: int,
+    first_step: int = 0,
+) -> None:
+    """Trains a policy on preference pairs; killed at any moment and called again, it ends in the same weights.
+
+    Args:
+        init: the initial model (SFT or base), or a checkpoint `step-<first_step>` of another run; steps, data order and
+            learning rate then go on from `first_step`, AdamW from its stored second moments and no momentum.
+        reference: what `compute_reference` wrote for these preferences.
+        output: `checkpoints/`, a folder `step-<t>` for every t of `settings["checkpoints"]`.
+        log: `training.csv`, a row per optimizer step.
+        state: resumable state and finished checkpoints; removed on success.
+        objective: an offline one.
+        settings: `models.<model>.offline` of the configuration; `max_steps` is the last t.
+
+    Raises:
+        InputError: bad settings, parameters or data; a loss or gradient that is not finite.
+    """
+    steps, accumulation = _checkpoint_steps(settings, first_step), _accumulation(settings)
+    rows = _rows(init, preferences, reference, settings)
+    arguments = _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed)
+    if _is_main_process():
+        run = {
+            "objective": objective.name,
+            "parameters": dict(objective.parameters),
+            "settings": dict(settings),
+            "seed": seed,
+        }
+        inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
+        open_state(state, {**run, "first_step": first_step, **inputs})
+    arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+    data = _in_order(rows, settings, first_step, seed)
+    _train(init, state, objective, settings, first_step, arguments, data, steps)
+    if _is_main_process():
+        _publish(state, steps, output, log)
+    arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
+
+
+def _train(
+    init: Path,
+    state: Path,
+    objective: Objective,
+    settings: Mapping[str, Any],
+    first_step: int,
+    arguments: DPOConfig,
+    data: Dataset[Any],
+    steps: Sequence[int],
+) -> None:
+    from po_dynamics.training import (
+        offline_trainer,
+        resume,  # these import TRL and transformers
+    )
+
+    tokenizer = load_tokenizer(init)
+    # transformers' resume leaves weights at their initial values that are renamed in files (GPT-NeoX's head, silently).
+    last = resume.last_complete(state)
+    whole = last is not None and (last / "config.json").is_file()  # sharded checkpoints are for the trainer alone
+    policy = load_model(last if last and whole else init, device="cpu")
+    trainer = offline_trainer.OfflineTrainer(policy, arguments, tokenizer, data, objective, first_step)
+    callbacks = [
+        offline_trainer.AbsoluteSteps(init, first_step, settings),
+        offline_trainer.StepRecord(trainer),
+        resume.Snapshots(state / "checkpoints", steps, tokenizer, first_step),
+    ]
+    resume.train_resumably(
+        trainer,
+        state,
+        save_every=settings["save_every"],
+        log=TrainingLog(state / "training.csv"),
+        callbacks=callbacks,
+        first_step=first_step,
+        description=objective.name,
+    )
+
+
+def _in_order(rows: list[dict[str, Any]], settings: Mapping[str, Any], first_step: int, seed: int) -> Dataset[Any]:
+    """The rows of steps `first_step` to `max_steps`, in the order of training.
+
+    Batches run across the ends of epochs, so every step has the whole global batch, on any number of processes.
+    """
+    from po_dynamics.training.resume import ShuffledRows
+
+    size, last = settings["batch_size"], settings["max_steps"]
+    return Subset(ShuffledRows(rows, last * size, seed), range(first_step * size, last * size))
+
+
+def _rows(init: Path, preferences: Path, reference: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The pairs as `OfflineTrainer` takes them."""
+    check_folder(init)
+    context = _context(AutoConfig.from_pretrained(init), settings)
+    pairs = encode_pairs(preferences, load_tokenizer(init), context)
+    logps = read_reference(reference, [pair.id for pair in pairs])
+    return [
+        dataclasses.asdict(pair) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
+    ]
+
+
+def _checkpoint_steps(settings: Mapping[str, Any], first_step: int) -> list[int]:
+    last = settings["max_steps"]
+    if first_step >= last:
+        raise InputError(f"max_steps = {last} must be above the step {first_step} that training starts from")
+    if late := [t for t in settings["checkpoints"] if t > last]:
+        raise InputError(f"checkpoint {late[0]} is after the last step, max_steps = {last}")
+    return sorted(t for t in set(settings["checkpoints"]) if t >= first_step)
+
+
+def _accumulation(settings: Mapping[str, Any]) -> int:
+    """Micro-batches per step and process; batch_size = micro_batch_size × accumulation × processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch, micro = settings["batch_size"], settings["micro_batch_size"]
+    accumulation, remainder = divmod(batch, micro * processes)
+    if remainder or not accumulation:
+        raise InputError(
+            f"batch_size = {batch} is no multiple of micro_batch_size × processes = {micro} × {processes}; change one"
+        )
+    derived = f"{micro} per device × {accumulation} accumulated × {processes} processes"
+    print(f"global batch: {batch} pairs = {derived}", file=sys.stderr)
+    return accumulation
+
+
+def _arguments(state: Path, settings: Mapping[str, Any], accumulation: int, updates: int, seed: int) -> DPOConfig:
+    from trl import DPOConfig
+
+    cuda = torch.cuda.is_available()
+    return DPOConfig(
+        output_dir=str(state),
+        max_steps=updates,
+        per_device_train_batch_size=settings["micro_batch_size"],
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",  # `AbsoluteSteps` sets the factors by the absolute step
+        weight_decay=settings["weight_decay"],
+        max_grad_norm=settings["max_grad_norm"],
+        max_length=None,  # the rows are already cut
+        bf16=settings["precision"] == "bf16",
+        gradient_checkpointing=settings["gradient_checkpointing"],
+        report_to="none",
+        seed=seed,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+    )
+
+
+def _publish(state: Path, steps: Sequence[int], output: Path, log: Path) -> None:
+    """Puts the finished checkpoints and the log in their declared places; the state goes last."""
+    with atomic_folder(output) as temporary:
+        for t in steps:
+            shutil.copytree(state / "checkpoints" / f"step-{t}", temporary / f"step-{t}", copy_function=_link)
+    with atomic_file(log) as temporary:
+        shutil.copy2(state / "training.csv", temporary)
+    remove(state)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _identity(path: Path) -> list[list[Any]]:
+    """What tells whether an input changed: name, size and time of large files, the content of tables."""
+    if path.is_file():
+        return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]]
+    files: Iterator[Path] = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,204 @@
+"""The reward model: a Bradley–Terry scorer trained from the SFT model with TRL's RewardTrainer, or a published one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from po_dynamics.errors import InputError
+from po_dynamics.models import hub
+from po_dynamics.models.batches import collate
+from po_dynamics.models.loading import AutoConfig, default_device, load_model, turn_off_dropout
+from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
+from po_dynamics.storage.parquet import read_table
+from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.training import arguments
+
+HELD_OUT = 0.05  # share of the prompts whose pairs only measure accuracy
+SAMPLES = 512  # responses of the SFT model that fix the scale of the scores
+
+
+def train_reward(sft: Path, preferences: Path, output: Path, state: Path, settings: Mapping[str, Any]) -> None:
+    """Trains −log σ(r(x, y⁺) − r(x, y⁻)); killed and called again, it ends in the same weights.
+
+    Args:
+        output: a one-label sequence classifier with tokenizer, `training.csv`, `metrics.json` (accuracy on held-out
+            prompts with its standard error, row counts), `normalisation.json` (mean and std of the raw scores of
+            sampled responses of the SFT model).
+        settings: models.<model>.reward, as in `sft.train_sft` but for loss_on.
+
+    Raises:
+        InputError: bad data or settings, before any training; a loss or gradient that is not finite.
+    """
+    settings = arguments.complete(settings)
+    tokenizer = load_tokenizer(sft)
+    model = new_classifier(sft, settings["seed"])
+    max_length = arguments.context_length(settings, model)
+    rows, dropped = encode_rows(preferences, tokenizer, max_length)
+    train, held_out = split(rows, settings["seed"])
+    steps = arguments.total_steps(settings, len(train))
+    run = {"settings": settings, "sft": arguments.identity(sft), "preferences": arguments.identity(preferences)}
+    if arguments.is_main_process():
+        open_state(state, run)
+    trainer = _trainer(model, tokenizer, train, settings, state, steps)
+
+    from po_dynamics.training.resume import train_resumably
+
+    log = TrainingLog(state / "training.csv")
+    train_resumably(trainer, state, save_every=settings["save_every"], log=log, description="reward model")
+    if arguments.is_main_process():
+        model = trainer.accelerator.unwrap_model(trainer.model).to(default_device()).eval()
+        metrics = {"steps": steps, "global_batch": settings["batch_size"], "dropped": dropped, "train": len(train)}
+        metrics |= accuracy(model, tokenizer, held_out, settings["micro_batch_size"])
+        print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
+        scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
+        files = {"metrics.json": metrics, "normalisation.json": scale}
+        arguments.publish(model.cpu(), tokenizer, output, state, files)
+    trainer.accelerator.wait_for_everyone()
+
+
+def new_classifier(sft: Path, seed: int) -> PreTrainedModel:
+    """The SFT model's backbone under a new one-label head, drawn from `seed`; float32, dropout off."""
+    policy = load_model(sft, device="cpu")
+    config = AutoConfig.from_pretrained(sft, num_labels=1)
+    turn_off_dropout(config)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    setattr(model, model.base_model_prefix, getattr(policy, policy.base_model_prefix))
+    model.score = torch.nn.Linear(config.get_text_config().hidden_size, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(model.score.weight, std=config.get_text_config().initializer_range, generator=generator)
+    return model.eval()
+
+
+def encode_rows(
+    preferences: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows `id, prompt, prompt_ids, chosen_ids, rejected_ids` (whole conversations), and how many were too long.
+
+    A pair with a conversation above `max_length` is dropped, not cut: its end decides the score.
+    """
+    rows, dropped = [], 0
+    for row in read_table(preferences, ["id", "prompt", "chosen", "rejected"]):
+        prompt_ids = encode_prompt(tokenizer, row["prompt"])
+        chosen, rejected = (
+            [*prompt_ids, *encode_response(tokenizer, row["prompt"], row[role][0])] for role in ("chosen", "rejected")
+        )
+        if max(len(chosen), len(rejected)) > max_length:
+            dropped += 1
+            continue
+        rows.append({"id": row["id"], "prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
+    if len(rows) < 2:
+        raise InputError(
+            f"{preferences}: {len(rows)} pairs fit into {max_length} tokens; raise max_length or add pairs"
+        )
+    if dropped:
+        print(f"{preferences}: {dropped} pairs are longer than {max_length} tokens and dropped", file=sys.stderr)
+    return rows, dropped
+
+
+def split(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training and held-out pairs, with disjoint prompts."""
+    prompts = sorted({tuple(row["prompt_ids"]) for row in rows})
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = {prompts[i] for i in order[: max(1, round(HELD_OUT * len(prompts)))]}
+    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
+    for row in rows:
+        parts[tuple(row["prompt_ids"]) in held_out].append(row)
+    if not parts[0]:
+        raise InputError("all preference pairs share one prompt: none is left for training beside the held-out ones")
+    return parts
+
+
+def _trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
+    state: Path,
+    steps: int,
+) -> Any:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    from po_dynamics.training.resume import ShuffledRows, collate_with_ids
+
+    columns = ("id", "chosen_ids", "rejected_ids")
+    items = [{name: row[name] for name in columns} for row in rows]
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**arguments.arguments(settings, state, steps)),
+        train_dataset=Dataset.from_list(
+            [{"chosen_ids": rows[0]["chosen_ids"], "rejected_ids": rows[0]["rejected_ids"]}]
+        ),
+        processing_class=tokenizer,
+    )
+    lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    batch = settings["batch_size"]
+    trainer.train_dataset = ShuffledRows(items, steps * batch, settings["seed"], lengths, batch)
+    trainer.data_collator = collate_with_ids(trainer.data_collator)
+    return trainer
+
+
+@torch.no_grad()
+def scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> torch.Tensor:
+    """Raw scores of whole conversations (token ids), (N,), float32 on the CPU; the last token is found by its place."""
+    backbone, head = getattr(model, model.base_model_prefix), getattr(model, "score")  # noqa: B009
+    result = torch.empty(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([sequences[i][:-1] for i in rows], [sequences[i][-1:] for i in rows], pad_id)
+        ids_BL, mask_BL, _ = batch.to(model.device)
+        hidden_BLH = backbone(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
+        last_BH = hidden_BLH[torch.arange(len(rows)), mask_BL.sum(1) - 1]
+        result[rows] = head(last_BH).squeeze(-1).float().cpu()
+    return result
+
+
+def accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], batch_size: int
+) -> dict[str, float]:
+    """Share of the pairs whose chosen response scores higher, its binomial standard error, and the mean margin."""
+    sequences = [row[role] for role in ("chosen_ids", "rejected_ids") for row in rows]
+    chosen, rejected = scores(model, sequences, int(tokenizer.pad_token_id), batch_size).chunk(2)
+    share = float((chosen > rejected).double().mean() + 0.5 * (chosen == rejected).double().mean())
+    error = (share * (1 - share) / len(rows)) ** 0.5
+    margin = float((chosen - rejected).double().mean())
+    return {"accuracy": share, "standard_error": error, "margin": margin, "held_out": len(rows)}
+
+
+def normalisation(
+    model: PreTrainedModel,
+    sft: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
+    max_length: int,
+) -> dict[str, float]:
+    """Mean and standard deviation of the raw scores of responses that the SFT model samples (temperature 1)."""
+    from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
+
+    policy = load_model(sft)
+    longest = max(len(row["chosen_ids"]) - len(row["prompt_ids"]) for row in rows)
+    room = max_length - max(len(row["prompt_ids"]) for row in rows)
+    eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    sampling = Sampling(max_new_tokens=min(longest, room), eos_ids=(eos,), pad_id=pad)
+    prompts = [rows[i % len(rows)]["prompt_ids"] for i in range(SAMPLES)]
+    uniforms_BR = row_uniforms(SAMPLES, sampling, (settings["seed"], SAMPLES))
+    responses = CachedRollout(policy, sampling, 4 * settings["micro_batch_size"])(prompts, uniforms_BR)
+    sequences = [[*prompt, *response.ids] for prompt, response in zip(prompts, responses, strict=True)]
+    raw = scores(model, sequences, pad, settings["micro_batch_size"]).double()
+    if not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
+        raise InputError("the reward model gives every sampled response the same score: train it longer")
+    return {"mean": float(raw.mean()), "std": float(raw.std()), "n": len(raw)}
+
+
+def download_reward(settings: Mapping[str, Any], output: Path) -> None:
+    """Fetches a published reward model, or copies a local folder: `name`, optional `revision`."""
+    hub.download(settings, output)

@@ -1,0 +1,1 @@
+"""The embedded world: facts, language, gold reward, data sets and base model."""

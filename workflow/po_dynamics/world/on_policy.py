@@ -1,0 +1,78 @@
+"""Preference pairs sampled from the SFT model and labelled by the gold reward."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from po_dynamics.data.schema import COLUMNS, Row, load_table, write_table
+from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.world.datasets import _pair, _user
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def sample_preferences(model: Path, data: Path, output: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the preference pairs of a model: those of the data set, and the world's on-policy pairs.
+
+    An on-policy pair is two distinct, complete samples (temperature 1) of `model` for a prompt of the data set,
+    labelled by a Bradley–Terry draw from the gold reward. `data` is the folder of data sets or the Parquet file.
+    """
+    data = data / "preferences.parquet" if data.is_dir() else data
+    rows = load_table(data, ["id", *COLUMNS["preferences"]])
+    wanted = settings.get("on_policy_preferences", 0)
+    with atomic_file(output) as temporary:
+        if not wanted:
+            shutil.copyfile(data, temporary)
+            return
+        prompts = [row["prompt"][-1]["content"] for row in rows.select_columns(["prompt"])]
+        sampled = _on_policy_rows(model, prompts, wanted, settings)
+        write_table((*sampled, *rows), temporary, COLUMNS["preferences"])
+
+
+def _on_policy_rows(folder: Path, prompts: list[str], wanted: int, settings: Mapping[str, Any]) -> list[Row]:
+    from po_dynamics.models.loading import load_model
+    from po_dynamics.models.tokenizers import load_tokenizer
+
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    rng = random.Random(f"on-policy/{settings['seed']}")
+    rows: list[Row] = []
+    with tqdm(total=wanted, desc="on-policy pairs", unit="pair", mininterval=5) as bar:
+        for round_ in range(20):
+            # Some pairs are equal or cut off; a few more prompts than pairs usually make up for them.
+            chosen = rng.choices(prompts, k=round(1.1 * (wanted - len(rows))) + 8)
+            answers = _sample_pairs(model, tokenizer, chosen, settings, round_)
+            pairs = [(p, a) for p, a in zip(chosen, answers, strict=True) if a is not None]
+            for prompt, pair in pairs[: wanted - len(rows)]:
+                rows.append(_pair(f"sampled-{len(rows):05d}", prompt, pair, settings["label_temperature"], rng))
+                bar.update()
+            if len(rows) == wanted:
+                return rows
+    raise InputError(
+        f"{folder}: only {len(rows)} of {wanted} pairs have two distinct, complete answers; train the SFT model for "
+        f"longer, or lower data.on_policy_preferences"
+    )
+
+
+def _sample_pairs(
+    model: PreTrainedModel, tokenizer: Any, prompts: list[str], settings: Mapping[str, Any], round_: int
+) -> list[tuple[str, str] | None]:
+    """Two samples per prompt; None where they are equal, empty or not ended within 64 new tokens."""
+    from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
+
+    sampling = Sampling(max_new_tokens=64, eos_ids=(tokenizer.eos_token_id,), pad_id=tokenizer.pad_token_id)
+    conversations = [_user(prompt) for prompt in prompts for _ in range(2)]
+    rendered = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    uniforms_BR = row_uniforms(len(ids), sampling, (settings["seed"], round_))
+    responses = CachedRollout(model, sampling, batch_size=256)(ids, uniforms_BR)
+    texts = [tokenizer.decode(response.ids[:-1]) if response.ended else "" for response in responses]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return [(a, b) if a and b and a != b else None for a, b in pairs]
