@@ -128,7 +128,7 @@ def write_inputs(folder: Path, results: Path | None) -> None:
 def run_ours(folder: Path, updates: int) -> dict[str, float]:
     import pandas as pd
     from po_dynamics.objectives.registry import bind
-from po_dynamics.ppo import train
+    from po_dynamics.ppo import train
 
     wall: list[float] = []
     cpu: list[float] = []

@@ -5,8 +5,23 @@ from pathlib import Path
 import pytest
 from po_dynamics.errors import InputError
 from po_dynamics.harness import fingerprint as module
-from po_dynamics.harness.fingerprint import fingerprint
+from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
+from po_dynamics.objectives.registry import OBJECTIVES
 
+PAIRS = """
+from po_dynamics.objectives.declaration import offline
+from po_dynamics.objectives.schedules import ramp
+SCALE = 2
+class Pairs:
+    size = SCALE
+def _sigmoid(x): return x
+@offline
+def dpo(pairs, step): return _sigmoid(pairs)
+@offline
+def cdpo(pairs, step): return dpo(pairs, step) * ramp(step)
+@offline
+def ipo(pairs, step): return pairs
+"""
 FILES = {
     "__init__.py": "",
     "a.py": "from po_dynamics import b\nfrom po_dynamics.deep import e\ndef f():\n    '''Doc.'''\n    return b.x\n",
@@ -21,6 +36,12 @@ FILES = {
     "deep/deeper/__init__.py": "",
     "deep/deeper/f.py": "z = 1\n",
     "g.py": "w = 1\n",
+    "objectives/__init__.py": "",
+    "objectives/registry.py": "from po_dynamics.objectives import pairs\ndef bind(name): return pairs\n",
+    "objectives/declaration.py": "def offline(f): return f\n",
+    "objectives/schedules.py": "def ramp(step): return step\n",
+    "objectives/pairs.py": PAIRS,
+    "user.py": "from po_dynamics.objectives.pairs import Pairs\nfrom po_dynamics.objectives.registry import bind\n",
 }
 SCRIPT = """
 from typing import TYPE_CHECKING
@@ -45,9 +66,18 @@ def package(tmp_path):
 
 
 def value(script: Path, package: Path) -> str:
-    for cached in (module._imports, module._tree, module._content):
-        cached.cache_clear()
+    forget()
     return fingerprint(script, package)
+
+
+def forget() -> None:
+    for cached in (module._uses, module._tree, module._content):
+        cached.cache_clear()
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
 
 
 @pytest.mark.parametrize("name", ["a.py", "b.py", "d.py", "deep/e.py", "deep/deeper/f.py", "g.py"])
@@ -91,6 +121,55 @@ def test_an_import_that_leads_nowhere_is_refused(package, line):
         value(*package)
 
 
+def hashes(package: Path) -> dict[str, str]:
+    forget()
+    names = {name: objective_fingerprint(name, package) for name in ("dpo", "cdpo", "ipo")}
+    return names | {"user": fingerprint(package / "user.py", package)}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changed"),
+    [
+        ("pairs.py", "return pairs\n", "return -pairs\n", {"ipo"}),
+        ("pairs.py", "_sigmoid(pairs)", "_sigmoid(-pairs)", {"dpo", "cdpo"}),
+        ("pairs.py", "return x", "return x + 1", {"dpo", "cdpo"}),
+        ("pairs.py", "SCALE = 2", "SCALE = 3", {"user"}),
+        ("schedules.py", "return step", "return step + 1", {"cdpo"}),
+        ("registry.py", "return pairs", "return pairs.dpo", set()),
+        ("declaration.py", "return f", "return (f)(1)", set()),
+        ("pairs.py", "def ipo", "def mine(pairs, step): return 1\n@offline\ndef ipo", set()),
+    ],
+)
+def test_of_objectives_each_definition_counts_for_those_who_use_it(package, file, old, new, changed):
+    before = hashes(package[1])
+    edit(package[1] / "objectives" / file, old, new)
+    after = hashes(package[1])
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_module_of_objectives_is_not_imported_as_a_whole(package):
+    (package[1] / "user.py").write_text("from po_dynamics.objectives import pairs\n")
+    with pytest.raises(InputError, match=r"user\.py: of po_dynamics\.objectives\.pairs, import definitions by name"):
+        hashes(package[1])
+
+
+def test_an_objective_that_nobody_declares_is_refused(package):
+    with pytest.raises(InputError, match=r"declares the objective '_sigmoid'"):
+        objective_fingerprint("_sigmoid", package[1])
+
+
+def test_a_module_that_a_configuration_names(package):
+    before = module_fingerprint("po_dynamics.user", package[1])
+    edit(package[1] / "objectives" / "pairs.py", "SCALE = 2", "SCALE = 3")
+    forget()
+    assert module_fingerprint("po_dynamics.user", package[1]) not in (before, "")
+    assert module_fingerprint("somebody.else", package[1]) == ""
+
+
 def test_every_script_of_the_workflow_has_a_fingerprint():
     scripts = sorted((module.PACKAGE.parent / "scripts").glob("*.py"))
     assert len({fingerprint(script) for script in scripts}) == len(scripts) > 20
+
+
+def test_every_objective_has_a_fingerprint_of_its_own():
+    assert len({objective_fingerprint(name) for name in OBJECTIVES}) == len(OBJECTIVES)

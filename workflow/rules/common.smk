@@ -14,7 +14,7 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.get
 
 from po_dynamics.errors import InputError
 from po_dynamics.harness import config as configuration
-from po_dynamics.harness.fingerprint import fingerprint
+from po_dynamics.harness.fingerprint import fingerprint, objective_fingerprint
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
 # modules it imports: `params.code` tracks both by content, and Snakemake's own comparison is switched off for good.
@@ -32,6 +32,11 @@ RUNS = EXPERIMENT.runs
 def code(script):
     """Fingerprint of a script of workflow/scripts and of every module of the package that it imports."""
     return fingerprint(WORKFLOW / "scripts" / script)
+
+
+def objective_code(wildcards):
+    """Fingerprint of the run's own objective; a new one reruns nothing that exists."""
+    return objective_fingerprint(run_of(wildcards).objective)
 
 
 def run_of(wildcards):

@@ -51,6 +51,7 @@ rule probe_checkpoints:
         runtime=lambda wildcards: 720 if gpus(wildcards) else 30,
     params:
         code=code("probe_checkpoints.py"),
+        objective_code=objective_code,
         steps=steps_of_chunk,
         training=training,
         probe=config["probe"],

@@ -28,6 +28,7 @@ rule train_offline:
         runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
     params:
         code=code("train_offline.py"),
+        objective_code=objective_code,
         training=training,
         state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
     script:
@@ -56,6 +57,7 @@ rule train_online:
         runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
     params:
         code=code("train_online.py"),
+        objective_code=objective_code,
         training=training,
         state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
     script:
