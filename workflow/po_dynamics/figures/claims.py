@@ -32,18 +32,14 @@ CLAIMS = {
         "POS leads early with NEG against it, and the two exchange signs later",
         "POS and NEG that keep their signs",
     ),
-    "dpo_weights": Claim(
-        "1", "dpo", "a larger weight ω does not mean a larger G", "TOP > MID > BOT throughout"
-    ),
+    "dpo_weights": Claim("1", "dpo", "a larger weight ω does not mean a larger G", "TOP > MID > BOT throughout"),
     "ppo_total": Claim(
         "2",
         "ppo",
         "G of TOT stays near 0, slightly negative and small beside its own components",
         "a TOT that is clearly positive or as large as POS or NEG",
     ),
-    "ppo_signs": Claim(
-        "2", "ppo", "POS is positive and NEG negative throughout", "changes of sign in POS or NEG"
-    ),
+    "ppo_signs": Claim("2", "ppo", "POS is positive and NEG negative throughout", "changes of sign in POS or NEG"),
     "ppo_weights": Claim(
         "2", "ppo", "TOP and MID are negative, TOP more so, and BOT is near 0", "a BOT as far from 0 as TOP"
     ),

@@ -1,4 +1,4 @@
-"""Lines over steps: colours that colour-blind readers can tell apart, seeds and intervals, labels at the lines' ends."""
+"""Lines over steps: colours that colour-blind readers can tell apart, seeds, intervals, labels where lines end."""
 
 from __future__ import annotations
 
