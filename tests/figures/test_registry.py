@@ -1,17 +1,13 @@
-"""The list of figures: which runs have which, and one script that draws any of them."""
+"""The list of figures: which runs have which, and how each is drawn."""
 
 import importlib
 import inspect
-import json
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import synthetic
 from po_dynamics.figures.registry import FIGURES, Drawing, drawings
-
-SCRIPT = Path(__file__).parents[2] / "workflow" / "scripts" / "draw_figure.py"
 
 
 def run(name, family, probe=True, model="m"):
@@ -38,52 +34,28 @@ def test_each_run_has_the_figures_that_concern_it():
     assert {file for _, file in found} - {file for _, file in held_out_only} == {"figure_7_dpo"}
 
 
+def function(drawing):
+    module, _, name = drawing.function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.file)
 def test_a_figures_function_takes_its_tables_and_arguments_by_name(figure):
-    call = Drawing(figure, "m", "dpo" if figure.per_run else None).call
-    function = getattr(importlib.import_module(call["module"]), call["function"])
-    tables = [Path(table).stem for table in (*figure.tables, *figure.of_seeds)]
+    drawing = Drawing(figure, "m", "dpo" if figure.per_run else None)
+    tables = dict.fromkeys(Path(table).stem for table in (*figure.tables, *figure.of_seeds))
     assert len(tables) > 0
-    inspect.signature(function).bind(**dict.fromkeys(tables), output=None, runs=None, **call["arguments"])
+    signature = inspect.signature(function(drawing))
+    signature.bind(**tables, output=None, model="m", runs=None, **drawing.arguments)
 
 
-class Named(dict):
-    """As Snakemake's lists of named files: `files.name` too."""
-
-    __getattr__ = dict.__getitem__
-
-
-@pytest.fixture
-def draw(tmp_path):
-    """Runs the script for a drawing with these tables; returns the PNG."""
-
-    def drawn(drawing, tables=(), of_seeds=(), seeds=()):
-        png = tmp_path / "figures" / f"{drawing.file}.png"
-        snakemake = SimpleNamespace(
-            rule="draw_figure",
-            threads=1,
-            log=[str(tmp_path / "log")],
-            wildcards={"model": drawing.model},
-            input=Named(tables=list(map(str, tables)), of_seeds=list(map(str, of_seeds))),
-            output=Named(figure=str(png)),
-            params=SimpleNamespace(call=json.loads(json.dumps(drawing.call)), runs=synthetic.RUNS, seeds=list(seeds)),
-        )
-        runpy.run_path(str(SCRIPT), init_globals={"snakemake": snakemake})
-        return png
-
-    return drawn
-
-
-def test_the_script_draws_figures_of_runs_of_models_and_of_seeds(draw, tmp_path):
+def test_a_drawing_is_made_of_tables_by_name(tmp_path):
     found = drawings([run("dpo", "offline", model="menagerie")], {"offline": ["heldout"]})
-    dynamics, rates = tmp_path / "dynamics.parquet", tmp_path / "win_rates.csv"
-    synthetic.dynamics().to_parquet(dynamics)
-    synthetic.win_rates().to_csv(rates, index=False)
-    curves = []
-    for seed, table in synthetic.training().items():
-        curves.append(tmp_path / f"seed{seed}" / "training.csv")
-        curves[-1].parent.mkdir()
-        table.to_csv(curves[-1], index=False)
-    assert draw(found["menagerie", "figure_1_dpo"], [dynamics]).stat().st_size > 5_000
-    assert draw(found["menagerie", "figure_4"], [rates]).stat().st_size > 5_000
-    assert draw(found["menagerie", "training_dpo"], of_seeds=curves, seeds=[0, 1]).stat().st_size > 5_000
+    tables = {
+        "figure_1_dpo": {"dynamics": synthetic.dynamics()},
+        "figure_4": {"win_rates": synthetic.win_rates()},
+        "training_dpo": {"training": synthetic.training()},
+    }
+    for file, given in tables.items():
+        drawing, png = found["menagerie", file], tmp_path / f"{file}.png"
+        function(drawing)(**given, output=png, model=drawing.model, runs=synthetic.RUNS, **drawing.arguments)
+        assert png.stat().st_size > 5_000

@@ -91,16 +91,15 @@ class Drawing(NamedTuple):
         return self.figure.file.format(run=self.run)
 
     @property
-    def module(self) -> str:
-        """The module that draws it, dotted; what it imports decides whether the drawing is stale."""
-        return f"{__package__}.plots.{self.figure.function.partition(':')[0]}"
+    def function(self) -> str:
+        """`module:function`; what the module imports decides whether the drawing is stale."""
+        return f"{__package__}.plots.{self.figure.function}"
 
     @property
-    def call(self) -> dict[str, Any]:
-        """What draws it, for a job: `module`, `function`, and the arguments that are no tables."""
-        options = {"run": self.run, "final_set": self.figure.final_set}
-        arguments = {"model": self.model} | {key: value for key, value in options.items() if value is not None}
-        return {"module": self.module, "function": self.figure.function.partition(":")[2], "arguments": arguments}
+    def arguments(self) -> dict[str, Any]:
+        """What the function is told beside tables, output, model and the description of the runs."""
+        arguments = {"run": self.run, "final_set": self.figure.final_set}
+        return {name: value for name, value in arguments.items() if value is not None}
 
 
 def drawings(runs: Iterable[Run], final_sets: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Drawing]:
