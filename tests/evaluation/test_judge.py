@@ -183,6 +183,7 @@ def test_gold_judge_agrees_with_the_gold_reward(tmp_path):
     for row, prompt, ours, theirs in zip(result.itertuples(), PROMPTS, OUTPUTS[::-1], OUTPUTS, strict=True):
         difference = gold_reward(prompt, ours, ended=True) - gold_reward(prompt, theirs, ended=True)
         assert row.preference == row.preference_swapped == 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+    assert set(result["preference"]) >= {0.0, 1.0}
 
 
 def test_the_adapter_reaches_the_embedded_world_only_if_a_judge_names_it():

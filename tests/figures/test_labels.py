@@ -38,7 +38,7 @@ def test_every_name_is_of_an_objective_and_uses_its_parameters():
     assert set(NAMES) - {"base"} <= set(OBJECTIVES)
     parameters = {name: dict.fromkeys(objective.parameters, 1) for name, objective in OBJECTIVES.items()}
     for name in set(NAMES) - {"base"}:
-        NAMES[name].deed.format(**parameters[name])  # a KeyError names a parameter that the objective does not have
+        NAMES[name].change.format(**parameters[name])  # a KeyError names a parameter that the objective does not have
 
 
 def test_naming_a_run_needs_no_drawing_library():

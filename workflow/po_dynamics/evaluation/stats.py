@@ -199,6 +199,7 @@ def _mean(cube: Mapping[int, pd.DataFrame], seeds: Iterable[int] | None = None) 
 
 
 def _levels(cube: Mapping[int, pd.DataFrame]) -> dict[str, Any]:
+    """Win rates at the final and at the best checkpoint: mean and deviation over seeds, interval over prompts."""
     mean = _mean(cube)
     row: dict[str, Any] = {"n_seeds": len(cube), "n": len(mean)}
     steps = mean.columns.to_numpy(dtype=int)
@@ -228,6 +229,7 @@ def _against(cube: Mapping[int, pd.DataFrame], parent: Mapping[int, pd.DataFrame
 
 
 def _compare(differences: np.ndarray) -> list[float]:
+    """Mean difference of paired outcomes, its interval, p and what was detectable; in per cent but p."""
     if len(differences) < 2:
         raise InputError(f"{len(differences)} prompts were judged for both runs: a comparison needs at least 2")
     low, high = interval(differences[:, None], rates=False)[:, 0]
@@ -242,6 +244,7 @@ def _cross_fitted_peak(mean: pd.DataFrame) -> pd.Series:
 
 
 def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Adds what `win_rates` measures of the final checkpoint, mean over seeds."""
     rates = win_rates(outcomes, judge="")
     names = ["order_consistency", *_MEASURES.values()]
     means = rates.groupby(["model", "run", "step"])[names].mean().reset_index().rename(columns={"step": "final_step"})

@@ -9,13 +9,13 @@ from po_dynamics.objectives.families import Runs
 
 
 class Name(NamedTuple):
-    """What an objective is called; `deed` is what a run does, with its parameters, if the title does not say it.
+    """What an objective is called; `change` is what a run does, with its parameters, if the title does not say it.
 
     "~" is a space at which a label is not broken.
     """
 
     title: str
-    deed: str = ""
+    change: str = ""
 
 
 # An objective that is not here is called what the configuration calls it, with its parameters.
@@ -67,12 +67,12 @@ def _label(run: Mapping[str, Any], with_objective: bool) -> str:
     if objective not in NAMES:
         parameters = _parameters(run)
         return f"{objective}: {parameters}" if parameters else objective
-    title, deed = NAMES[objective]
+    title, change = NAMES[objective]
     try:
-        deed = deed.format(**run.get("parameters", {})).replace("~", "\N{NO-BREAK SPACE}")
+        change = change.format(**run.get("parameters", {})).replace("~", "\N{NO-BREAK SPACE}")
     except KeyError:  # a parameter is at its default
         return title
-    return f"{title}: {deed}" if deed and with_objective else deed or title
+    return f"{title}: {change}" if change and with_objective else change or title
 
 
 def _parameters(run: Mapping[str, Any]) -> str:
