@@ -251,7 +251,7 @@ def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
     return table.merge(means, on=["model", "run", "final_step"], how="left", validate="1:1")
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
     """Writes a table as CSV, atomically; numbers keep all their digits."""
     with atomic_file(path) as temporary:
         table.to_csv(temporary, index=False)
