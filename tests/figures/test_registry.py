@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,3 +61,9 @@ def test_a_drawing_is_made_of_tables_by_name(tmp_path):
         drawing, png = found["menagerie", file], tmp_path / f"{file}.png"
         function(drawing)(**given, output=png, model=drawing.model, runs=synthetic.RUNS, **drawing.arguments)
         assert png.stat().st_size > 5_000
+
+
+def test_drawing_needs_no_torch():
+    modules = sorted({Drawing(figure, "m").function.partition(":")[0] for figure in FIGURES})
+    code = f"import sys, po_dynamics.figures.report, {', '.join(modules)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

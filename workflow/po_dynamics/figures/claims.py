@@ -87,8 +87,9 @@ def reading(claims: Sequence[Claim]) -> str:
     return f"The paper's reading: {'; '.join(claim.reading for claim in claims)}."
 
 
-def paragraph(figure: str, claims: Sequence[Claim]) -> str:
+def paragraph(figure: str, about: str) -> str:
     """What the paper says about its figure and what would contradict it; empty where it says nothing."""
+    claims = claims_of(figure, about)
     if not claims:
         return ""
     by = [f"by {claim.contradiction}" for claim in claims]

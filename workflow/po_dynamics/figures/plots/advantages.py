@@ -49,4 +49,4 @@ def _caption(table: pd.DataFrame, label: str) -> str:
         {captions.seeds(table["seed"])}, by thirds of |Â| at each checkpoint ({captions.span(table["n"])} tokens in a
         group). (a) As estimated (GAE), signed, in units of reward; (b) after whitening, which is what the loss uses
         and the thirds are made of."""
-    return captions.paragraphs(shown, claims.paragraph("3", claims.claims_of("3", "online")))
+    return captions.paragraphs(shown, claims.paragraph("3", "online"))

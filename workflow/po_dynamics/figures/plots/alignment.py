@@ -65,8 +65,8 @@ def draw_alignment(
             lines.label_lines(ax, lines.ends(table, "component", "G", shown))
         number = "7(b)" if final_set == "train" else {"offline": "1", "online": "2"}[family]
         title = f"Figure {number}. {label}: which components lead to the final responses"
-        claimed = claims.claims_of(number, runs[run]["objective"])
-        style.save(figure, output, title, _caption(table, family, label, linear, claims.paragraph(number, claimed)))
+        claim = claims.paragraph(number, runs[run]["objective"])
+        style.save(figure, output, title, _caption(table, family, label, linear, claim))
 
 
 def _linear_threshold(values: pd.Series) -> float:
