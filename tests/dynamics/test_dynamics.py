@@ -173,6 +173,28 @@ def test_the_command_slices_in_seconds_and_without_torch_models(results, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("family", "probed", "objective", "parameters", "chosen"),
+    [
+        ("offline", "dpo", None, {}, (None, {})),
+        ("offline", "dpo", None, {"beta": 0.5, "lambda": 0.3}, (None, {"beta": 0.5})),
+        ("offline", "dpo", None, {"lambda": 0.3}, None),  # of the other family only
+        ("online", "ppo", None, {"lambda": 0.3}, ("cppo_top", {"lambda": 0.3})),
+        ("online", "cppo_mid", None, {"lambda": 0.3}, (None, {"lambda": 0.3})),
+        ("online", "ppo", "hppo", {"tau": 1, "beta": 1}, ("hppo", {"tau": 1})),
+        ("online", "ppo", "cdpo", {"beta": 1}, None),
+        ("online", "of_a_former_release", None, {"lambda": 0.3}, ("cppo_top", {"lambda": 0.3})),
+    ],
+)
+def test_parameters_choose_the_objective_of_each_run(family, probed, objective, parameters, chosen):
+    assert reslice.variant({"family": family, "objective": probed}, objective, parameters) == chosen
+
+
+def test_parameters_that_no_objective_has_together_are_an_error():
+    with pytest.raises(InputError, match="no online objective has all of lambda, t3; give --objective"):
+        reslice.variant({"family": "online", "objective": "ppo"}, None, {"lambda": 1, "t3": 2})
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--gamma-ray", "1"], "unknown argument --gamma-ray"),

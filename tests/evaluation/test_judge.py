@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import judge
+from po_dynamics.world import judge as world_judge
+from po_dynamics.world.gold import gold_reward
 
+WORKFLOW = str(Path(judge.__file__).parents[2])
 PROMPTS = ["Say {output_1}.", "List [1, 2] | twice" + "\x1e", 'Quote "this"\\', "Ünïcode {instruction}", "1", "null"]
 PROMPTS = [prompt.replace("|", "/") for prompt in PROMPTS]
 OUTPUTS = ["{output_2}", "12", "", 'a "b" \\ {', "Yes, of course.", "None"]
@@ -164,10 +167,7 @@ def test_shipped_annotators_are_found():
 
 def test_gold_judge_prefers_the_higher_reward(tmp_path, monkeypatch):
     """A stand-in reward: length, and nothing for a response that did not end."""
-    import types
-
-    reward = types.SimpleNamespace(gold_reward=lambda i, r, ended=True: len(r) if ended else -1.0)
-    monkeypatch.setitem(sys.modules, "po_dynamics.world.gold", reward)
+    monkeypatch.setattr(world_judge, "gold_reward", lambda i, r, ended=True: len(r) if ended else -1.0)
     candidate = pd.concat([table({1: OUTPUTS[::-1]}), table({2: [o + "." for o in OUTPUTS]}, ended=False)])
     paths = write(tmp_path, pd.concat([candidate, table({3: OUTPUTS}, ended=False)]), table({0: OUTPUTS}))
     result = judge.judge_responses(*paths, "gold")
@@ -178,13 +178,17 @@ def test_gold_judge_prefers_the_higher_reward(tmp_path, monkeypatch):
 
 
 def test_gold_judge_agrees_with_the_gold_reward(tmp_path):
-    from po_dynamics.world.gold import gold_reward
-
     paths = write(tmp_path, table({1: OUTPUTS[::-1]}), table({0: OUTPUTS}))
     result = judge.judge_responses(*paths, "gold")
     for row, prompt, ours, theirs in zip(result.itertuples(), PROMPTS, OUTPUTS[::-1], OUTPUTS, strict=True):
         difference = gold_reward(prompt, ours, ended=True) - gold_reward(prompt, theirs, ended=True)
         assert row.preference == row.preference_swapped == 0.5 + 0.5 * ((difference > 0) - (difference < 0))
+    assert set(result["preference"]) >= {0.0, 1.0}
+
+
+def test_the_adapter_reaches_the_embedded_world_only_if_a_judge_names_it():
+    code = "import sys, po_dynamics.evaluation.judge; assert not [m for m in sys.modules if '.world' in m]"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": WORKFLOW, "PATH": "/usr/bin"})
 
 
 def test_alpaca_eval_imports_without_pkg_resources_and_leaves_the_root_logger_alone():
@@ -193,13 +197,12 @@ def test_alpaca_eval_imports_without_pkg_resources_and_leaves_the_root_logger_al
         "import importlib.util, logging, sys\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'pkg_resources' else find(name, *a)\n"
-        "from po_dynamics import annotator\n"
+        "from po_dynamics.evaluation import alpaca\n"
         "level = logging.getLogger().level\n"
-        "with annotator.alpaca_eval() as alpaca_eval:\n"
+        "with alpaca.alpaca_eval() as alpaca_eval:\n"
         "    from alpaca_eval import utils\n"
         "    assert utils.get_multi_package_version(['alpaca_eval']) == 'alpaca_eval==0.6.6', utils\n"
         "    assert sys.modules['pkg_resources'].__spec__ is None\n"
         "assert logging.getLogger().level == level\n"
     )
-    workflow = Path(judge.__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(workflow), "PATH": "/usr/bin"})
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": WORKFLOW, "PATH": "/usr/bin"})

@@ -213,9 +213,11 @@ def test_cross_fitted_peak_is_not_optimistic():
     assert np.mean(fitted) == pytest.approx(0.5, abs=0.025)
 
 
-def test_write_csv_round_trips(tmp_path):
+def test_a_table_is_written_with_all_its_digits_or_not_at_all(tmp_path):
     table = stats.results_table(experiment(), RUNS)
     stats.write_csv(table, tmp_path / "results.csv")
-    back = pd.read_csv(tmp_path / "results.csv")
-    assert back["final"].tolist() == pytest.approx(table["final"].tolist(), rel=1e-5)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results.csv"), table, check_dtype=False, rtol=1e-15)
+    assert list(tmp_path.iterdir()) == [tmp_path / "results.csv"]
+    with pytest.raises(AttributeError):
+        stats.write_csv(None, tmp_path / "results.csv")
     assert list(tmp_path.iterdir()) == [tmp_path / "results.csv"]

@@ -9,8 +9,8 @@ import synthetic
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
 from po_dynamics.figures import report
-from po_dynamics.figures.alignment import draw_advantages
-from po_dynamics.figures.training import draw_training
+from po_dynamics.figures.plots.advantages import draw_advantages
+from po_dynamics.figures.plots.training import draw_training
 
 RUNS = synthetic.RUNS
 
@@ -71,7 +71,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(inputs):
     output = inputs["results"].parents[1] / "report.html"
-    report.write_report(output, **inputs)
+    report.write_report(output, report.Contents(**inputs))
     return Page(output.read_text(encoding="utf-8"))
 
 
@@ -105,7 +105,8 @@ def test_an_interval_with_50_in_it_is_said_so(inputs, tmp_path):
     results.loc[results["run"] == "dpo", ["final", "final_low"]] = 52, 49
     results.loc[results["run"] == "ppo", ["final", "final_low", "final_high"]] = 45, 41, 48
     results.to_csv(tmp_path / "results.csv")
-    report.write_report(tmp_path / "report.html", **inputs | {"results": tmp_path / "results.csv", "records": []})
+    changed = report.Contents(**inputs | {"results": tmp_path / "results.csv", "records": []})
+    report.write_report(tmp_path / "report.html", changed)
     text = Page((tmp_path / "report.html").read_text()).text
     assert "does not exclude 50 %." in text
     assert "41.0 to 48.0: below 50 %." in text
@@ -148,7 +149,7 @@ def test_durations(seconds, text):
 
 def test_figures_come_in_the_order_of_their_numbers():
     names = ["b/figure_1.png", "a/training_dpo.png", "a/figure_10_x.png", "a/figure_2_ppo.png", "a/figure_2_dpo.png"]
-    ordered = sorted(map(pathlib.Path, names), key=report._natural)
+    ordered = sorted(map(pathlib.Path, names), key=report._by_number)
     assert [str(path) for path in ordered] == [
         *("a/figure_2_dpo.png", "a/figure_2_ppo.png", "a/figure_10_x.png", "a/training_dpo.png", "b/figure_1.png")
     ]
@@ -167,5 +168,5 @@ def test_bad_inputs_name_the_file_and_leave_the_report(inputs, tmp_path):
     for key, value in cases.items():
         path = value[0] if isinstance(value, list) else value
         with pytest.raises(InputError, match=re.escape(str(path))):
-            report.write_report(output, **inputs | {key: value})
+            report.write_report(output, report.Contents(**inputs | {key: value}))
     assert output.read_text() == "good"

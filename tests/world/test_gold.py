@@ -203,6 +203,7 @@ def test_preference_probability():
     assert preference_probability(1e9, -1e9, 0.1) == 1.0
 
 
-def test_gold_needs_no_torch():
-    code = "import sys, po_dynamics.gold; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_gold_reward_and_judge_need_no_torch():
+    heavy = "{'torch', 'transformers', 'pandas', 'numpy'}"
+    code = f"import sys, po_dynamics.world.judge; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

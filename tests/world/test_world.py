@@ -131,8 +131,9 @@ def test_any_tokens_survive_decoding_and_encoding(tokenizer):
 
 def test_decoded_text_is_the_written_text(tokenizer):
     rng = random.Random(9)
-    for document in language.write_documents(300, rng):
-        assert tokenizer.decode(tokenizer(document)["input_ids"]) == document
+    documents = list(language.write_documents(300, rng))
+    assert len(documents) == 300
+    assert [tokenizer.decode(ids) for ids in tokenizer(documents)["input_ids"]] == documents
 
 
 def test_chat_template(tokenizer):

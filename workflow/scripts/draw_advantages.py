@@ -6,7 +6,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures.alignment import draw_advantages
+    from po_dynamics.figures.plots.advantages import draw_advantages
 
     draw_advantages(
         pd.read_parquet(snakemake.input.advantages),

@@ -6,7 +6,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures.alignment import draw_alignment
+    from po_dynamics.figures.plots.alignment import draw_alignment
 
     draw_alignment(
         pd.read_parquet(snakemake.input.dynamics[0]),

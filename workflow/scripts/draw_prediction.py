@@ -6,7 +6,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures.alignment import draw_prediction
+    from po_dynamics.figures.plots.prediction import draw_prediction
 
     draw_prediction(
         pd.read_parquet(snakemake.input.prediction),

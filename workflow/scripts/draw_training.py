@@ -6,7 +6,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures.training import draw_training
+    from po_dynamics.figures.plots.training import draw_training
 
     draw_training(
         {seed: pd.read_csv(path) for seed, path in zip(snakemake.params.seeds, snakemake.input.curves, strict=True)},

@@ -6,7 +6,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.figures.win_rates import draw_win_rates
+    from po_dynamics.figures.plots.win_rates import draw_win_rates
 
     draw_win_rates(
         pd.read_csv(snakemake.input.win_rates[0]),

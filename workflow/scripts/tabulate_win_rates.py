@@ -16,5 +16,5 @@ with stage(snakemake):
             {"model": parts[2], "run": run, "seed": seed, "annotations": annotations, "responses": responses}
         )
     outcomes = stats.load_outcomes(evaluations)
-    stats.win_rates(outcomes, snakemake.params.judge).to_csv(snakemake.output.win_rates, index=False)
-    stats.results_table(outcomes, snakemake.params.runs).to_csv(snakemake.output.results, index=False)
+    stats.write_csv(stats.win_rates(outcomes, snakemake.params.judge), snakemake.output.win_rates)
+    stats.write_csv(stats.results_table(outcomes, snakemake.params.runs), snakemake.output.results)

@@ -5,10 +5,9 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.figures.report import write_report
+    from po_dynamics.figures.report import Contents, write_report
 
-    write_report(
-        Path(snakemake.output.report),
+    contents = Contents(
         experiment=snakemake.wildcards.experiment,
         config=snakemake.params.config,
         runs=snakemake.params.runs,
@@ -17,3 +16,4 @@ with stage(snakemake):
         figures=[Path(path) for path in snakemake.input.figures],
         tables=[Path(snakemake.input.dynamics[0])],
     )
+    write_report(Path(snakemake.output.report), contents)

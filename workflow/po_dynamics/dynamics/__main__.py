@@ -46,18 +46,22 @@ def variant(
     Without an objective, it is the one that was probed if that has the parameters, else the first of its family that
     has: λ makes cppo_top of ppo.
     """
-    family = {name: entry for name, entry in OBJECTIVES.items() if entry.family == about["family"]}
-    if objective is not None and objective not in family:
-        return None
-    known = {key for name, entry in family.items() if objective in (None, name) for key in entry.parameters}
-    wanted = {key: value for key, value in parameters.items() if key in known}
-    if objective is not None or not wanted:
-        return (objective, wanted) if objective or not parameters else None
-    names = [about["objective"], *family]
-    having = [name for name in names if name in family and set(wanted) <= set(family[name].parameters)]
-    if not having:
+    family = {name: set(entry.parameters) for name, entry in OBJECTIVES.items() if entry.family == about["family"]}
+    if objective is not None:
+        return (objective, _known(parameters, family[objective])) if objective in family else None
+    wanted = _known(parameters, set().union(*family.values()))
+    if not wanted:
+        return None if parameters else (None, {})
+    if set(wanted) <= family.get(about["objective"], set()):
+        return None, wanted
+    first = next((name for name, known in family.items() if set(wanted) <= known), None)
+    if first is None:
         raise InputError(f"no {about['family']} objective has all of {', '.join(wanted)}; give --objective")
-    return (None if having[0] == about["objective"] else having[0]), wanted
+    return first, wanted
+
+
+def _known(parameters: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if name in names}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, others = parser.parse_known_args(arguments)
     try:
         parameters = _parameters(others, known.objective)
-        options = Options(None, None, known.groups, known.fence, known.per_component, None, known.level, known.seed)
+        options = Options(
+            groups=known.groups,
+            fence=known.fence,
+            per_component=known.per_component,
+            level=known.level,
+            seed=known.seed,
+        )
         if known.segments == "layers":
             table = pd.concat([_layers(*item, options) for item in find(known.results)], ignore_index=True)
         else:

@@ -1,4 +1,4 @@
-"""Everything that follows from probe tables, on a CPU and without a model.
+"""Gradient alignment G of components and segments, with intervals, from probe tables; on a CPU, without a model.
 
     G = −Σ_t c_t s_t · N / N_kept over the mini-batches kept,   a component being a mask on the tokens
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from po_dynamics.dynamics import tables
-from po_dynamics.dynamics.coefficients import Terms, component_masks, reweight, units
+from po_dynamics.dynamics.coefficients import Terms, batch_sizes, component_masks, reweight
 from po_dynamics.dynamics.segments import ALL, check, thirds
 from po_dynamics.dynamics.tables import Tables
 from po_dynamics.errors import InputError
@@ -91,7 +91,7 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
     content = probe.tables
     terms = terms_of(content, options)
     masks = component_masks(content.scores, terms.weight, options.groups)
-    n_B = units(content.scores)
+    n_B = batch_sizes(content.scores)
     dots = batch_dots(content.scores, terms.coefficient, masks, n_B)
     reverse = Reverse.of(content, n_B, {} if _changed(options) else _partition(content, options))
     rows = []
@@ -153,25 +153,41 @@ class Reverse(NamedTuple):
 
     @classmethod
     def of(cls, content: Tables, n_B: pd.Series, partition: Mapping[str, Sequence[str]]) -> Reverse:
-        batches = content.batches
-        measured = batches[(batches["set"] == "train") & batches["grad_norm"].notna()]
-        tables_of = {
-            key: group.set_index("batch").reindex(n_B.index)
-            for key, group in measured.groupby(["component", "segment"], sort=False)
-        }
+        """Joins the units that were measured (embeddings, single layers, head) to the segments of `partition`.
+
+        The gradients of different units have no parameter in common, so inner products and squared norms add up.
+        """
+        measured = _measured(content.batches, n_B)
         squares = {unit: norm**2 for unit, norm in content.metadata["v_norms"].items()}
         v_norms = {name: math.sqrt(sum(squares.get(unit, 0.0) for unit in held)) for name, held in partition.items()}
+        whole = math.sqrt(squares[ALL])
         parts = {}
-        for name in dict.fromkeys(str(component) for component, _ in tables_of):
+        for component in dict.fromkeys(component for component, _ in measured):
             for segment, held in {ALL: [ALL], **partition}.items():
-                found = [tables_of[name, unit] for unit in held if (name, unit) in tables_of]
-                dot, square, adamw = (
-                    sum((values(table) for table in found), np.zeros(len(n_B)))
-                    for values in (lambda t: t["dot"], lambda t: t["grad_norm"] ** 2, lambda t: t["dot_adamw"])
-                )
-                norm = math.sqrt(squares[ALL]) if segment == ALL else v_norms[segment]
-                parts[name, segment] = Part(np.asarray(dot), np.asarray(np.sqrt(square)), np.asarray(adamw), norm)
+                found = [measured[component, unit] for unit in held if (component, unit) in measured]
+                parts[component, segment] = _join(found, len(n_B), v_norms.get(segment, whole))
         return cls(parts, v_norms)
+
+
+def _measured(batches: pd.DataFrame, n_B: pd.Series) -> dict[tuple[str, str], pd.DataFrame]:
+    """Rows of the reverse pass by (component, unit), mini-batches in the order of `n_B`."""
+    rows = batches[(batches["set"] == "train") & batches["grad_norm"].notna()]
+    groups = rows.groupby(["component", "segment"], sort=False)
+    return {
+        (str(component), str(unit)): group.set_index("batch").reindex(n_B.index) for (component, unit), group in groups
+    }
+
+
+def _join(units: Sequence[pd.DataFrame], count: int, v_norm: float) -> Part:
+    """The sum over units, by mini-batch."""
+
+    def total(values: Iterable[pd.Series]) -> np.ndarray:
+        return np.asarray(sum(values, np.zeros(count)))
+
+    squares = total(unit["grad_norm"] ** 2 for unit in units)
+    return Part(
+        total(unit["dot"] for unit in units), np.sqrt(squares), total(unit["dot_adamw"] for unit in units), v_norm
+    )
 
 
 def _partition(content: Tables, options: Options) -> Mapping[str, Sequence[str]]:

@@ -87,8 +87,8 @@ def component_masks(scores: pd.DataFrame, weight: np.ndarray, count: int = 3) ->
     """
     offline = set(scores["role"]) <= set(PAIR_ROLES)
     positive = (scores["role"] == "chosen").to_numpy() if offline else scores["advantage"].to_numpy() >= 0
-    units = weight[~scores["sample_id"].duplicated().to_numpy()] if offline else weight
-    quantiles = thresholds(units, count)
+    counted = weight[~scores["sample_id"].duplicated().to_numpy()] if offline else weight
+    quantiles = thresholds(counted, count)
     return {
         "TOT": np.ones(len(scores), dtype=bool),
         **components(positive),
@@ -96,7 +96,7 @@ def component_masks(scores: pd.DataFrame, weight: np.ndarray, count: int = 3) ->
     }
 
 
-def units(scores: pd.DataFrame) -> pd.Series:
+def batch_sizes(scores: pd.DataFrame) -> pd.Series:
     """Pairs (offline) or tokens (online) per mini-batch."""
     if set(scores["role"]) <= set(PAIR_ROLES):
         return scores.groupby("batch")["sample_id"].nunique()

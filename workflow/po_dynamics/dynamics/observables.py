@@ -1,9 +1,8 @@
-"""What else the probe tables tell: advantages, weights, log-probs, entanglement, and whether G predicts."""
+"""Tables beside G: advantages, weights, log-probs, entanglement of the two gradients, and whether G predicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -39,12 +38,12 @@ def weights(probe: Probe) -> pd.DataFrame:
     """
     scores = probe.tables.scores
     masks = component_masks(scores, scores["weight"].to_numpy())
-    units = np.ones(len(scores), dtype=bool)
+    counted = np.ones(len(scores), dtype=bool)
     if probe.tables.metadata["family"] == "offline":
-        units = ~scores["sample_id"].duplicated().to_numpy()
+        counted = ~scores["sample_id"].duplicated().to_numpy()
     rows = []
     for name in ("TOT", *GROUPS):
-        values = scores["weight"].to_numpy()[masks[name] & units]
+        values = scores["weight"].to_numpy()[masks[name] & counted]
         quantiles = np.quantile(values, QUANTILES) if len(values) else np.full(len(QUANTILES), math.nan)
         named = {f"q{100 * q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
         rows.append({"group": name, "n": len(values), "mean": values.mean() if len(values) else math.nan, **named})
@@ -143,9 +142,3 @@ def _spearman(pairs: np.ndarray, draws: int, seed: int) -> tuple[float, float, f
     resampled = (change * predicted).sum(0)[norms > 0] / norms[norms > 0]
     low, high = np.quantile(resampled, [0.025, 0.975]) if len(resampled) else (math.nan, math.nan)
     return float(spearmanr(*pairs.T).statistic), float(low), float(high)
-
-
-def concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tables of several checkpoints, empty ones left out."""
-    filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()

@@ -1,4 +1,4 @@
-"""alpaca-eval 0.6.6, which is no longer maintained, without the faults that we know: the rest of `judge`'s adapter."""
+"""alpaca-eval 0.6.6, which is no longer maintained, without the faults that we know; `judge` asks through it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
 
 
 @contextmanager
@@ -47,34 +48,19 @@ def _provide_pkg_resources() -> None:
 
     from packaging.version import parse
 
-    shim: Any = types.ModuleType("pkg_resources")
-    shim.parse_version = parse
-    shim.get_distribution = lambda name: types.SimpleNamespace(version=version(name))
-    sys.modules["pkg_resources"] = shim
+    stand_in: Any = types.ModuleType("pkg_resources")
+    stand_in.parse_version = parse
+    stand_in.get_distribution = lambda name: types.SimpleNamespace(version=version(name))
+    sys.modules["pkg_resources"] = stand_in
 
 
 @functools.cache
 def annotator_class() -> type:
     """alpaca-eval's pairwise annotator without its known faults; built late because the import takes seconds."""
     from alpaca_eval.annotators import PairwiseAnnotator
-    from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
-
-    class Single(SinglePairwiseAnnotator):
-        def __init__(self, **config: Any) -> None:
-            config.pop("po_dynamics", None)
-            if ":" in (name := str(config.get("fn_completions"))):
-                config["fn_completions"] = _function(name)
-            super().__init__(**{**config, "is_randomize_output_order": False})  # we ask for both orders
-
-        def _make_prompts(self, df_to_annotate: pd.DataFrame, prompt_template: str | None = None) -> tuple[list, Any]:
-            if self.batch_size != 1:
-                return super()._make_prompts(df_to_annotate, prompt_template)
-            # One pass: the original would fill in the "{output_1}" of an instruction that happens to contain it.
-            template, rows = prompt_template or self.prompt_template, df_to_annotate.to_dict("records")
-            return [re.sub(r"{([^ \s]+?)}", lambda m, r=row: str(r[m[1]]), template) for row in rows], df_to_annotate
 
     class Annotator(PairwiseAnnotator):
-        SingleAnnotator = Single
+        SingleAnnotator = _single_class()
         # Seeds the choice among several annotators, of which there is one here. The original, a list of columns, takes
         # nine tenths of the time of a fast judge.
         random_seed_keys = "instruction"
@@ -95,11 +81,31 @@ def annotator_class() -> type:
         def save(self, path: Path | None = None) -> None:
             # The original writes onto the file itself: a kill leaves a cache that cannot be read.
             if (target := path or self.caching_path) is not None:
-                partial = Path(f"{target}.partial")
-                super().save(partial)
-                os.replace(partial, target)
+                with atomic_file(target) as temporary:
+                    super().save(temporary)
 
     return Annotator
+
+
+def _single_class() -> type:
+    """The part of the annotator that writes the prompts and asks."""
+    from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
+
+    class Single(SinglePairwiseAnnotator):
+        def __init__(self, **config: Any) -> None:
+            config.pop("po_dynamics", None)
+            if ":" in (name := str(config.get("fn_completions"))):
+                config["fn_completions"] = _function(name)
+            super().__init__(**{**config, "is_randomize_output_order": False})  # we ask for both orders
+
+        def _make_prompts(self, df_to_annotate: pd.DataFrame, prompt_template: str | None = None) -> tuple[list, Any]:
+            if self.batch_size != 1:
+                return super()._make_prompts(df_to_annotate, prompt_template)
+            # One pass: the original would fill in the "{output_1}" of an instruction that happens to contain it.
+            template, rows = prompt_template or self.prompt_template, df_to_annotate.to_dict("records")
+            return [re.sub(r"{([^ \s]+?)}", lambda m, r=row: str(r[m[1]]), template) for row in rows], df_to_annotate
+
+    return Single
 
 
 def _function(name: str) -> Callable[..., dict[str, list[Any]]]:

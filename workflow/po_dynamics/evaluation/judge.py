@@ -1,4 +1,4 @@
-"""Judging through alpaca-eval: one thin adapter for every judge, and the gold judge of the embedded world.
+"""Judging through alpaca-eval: one thin adapter for every judge.
 
 A judge is an alpaca-eval annotator directory (`configs.yaml` and a template). Beyond what alpaca-eval reads there,
 `fn_completions` may name a function of ours as "module:function", and an optional mapping `po_dynamics` may set
@@ -13,11 +13,9 @@ the prompts without showing it.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ import yaml
 
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import alpaca
+from po_dynamics.storage.atomic import atomic_file
 
 JUDGES = Path(__file__).parents[2] / "judges"
 CHUNK = 64  # judgements between two writes of a cache: what a killed job has to ask for again
@@ -71,30 +70,9 @@ def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | 
     table["preference"] = _ask(chosen, pairs, "baseline", "candidate", cache) - 1
     table["preference_swapped"] = 2 - _ask(chosen, pairs, "candidate", "baseline", cache)
     _require_all(table, chosen, cache)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    table.to_parquet(partial, index=False)
-    os.replace(partial, output)
+    with atomic_file(output) as temporary:
+        table.to_parquet(temporary, index=False)
     return table
-
-
-def gold_completions(prompts: Sequence[str], **_: Any) -> dict[str, list[str]]:
-    """Verdicts of the gold reward, as alpaca-eval's completion functions return them.
-
-    A prompt is the JSON list `[instruction, [response, ended], [response, ended]]`. `preference` is 1 when the first
-    response has the higher reward, 2 when the second has, 1.5 on a tie; the rewards are given for an audit.
-    """
-    from po_dynamics.world.gold import gold_reward
-
-    reward = functools.cache(lambda instruction, response, ended: gold_reward(instruction, response, ended=ended))
-    completions = []
-    for prompt in prompts:
-        instruction, first, second = json.loads(prompt)
-        rewards = reward(instruction, *first), reward(instruction, *second)
-        preference = 1.5 + 0.5 * float(np.sign(rewards[1] - rewards[0]))
-        # An object, not a bare number: alpaca-eval's JSON cache would read "1" back as a number and misparse it.
-        completions.append(json.dumps({"preference": preference, "rewards": rewards}))
-    return {"completions": completions}
 
 
 def find_judge(judge: str | Path) -> Judge:

@@ -16,6 +16,8 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from po_dynamics.errors import InputError
+from po_dynamics.objectives.families import Runs, parent_of
+from po_dynamics.storage.atomic import atomic_file
 
 DRAWS = 4000  # bootstrap resamples
 FLIPS = 9999  # random sign patterns of the randomisation test: the smallest p is 1e-4
@@ -145,7 +147,7 @@ def detectable_difference(differences: np.ndarray, power: float = 0.8, level: fl
     return float(z * np.std(differences, ddof=1) / np.sqrt(len(differences)))
 
 
-def results_table(outcomes: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def results_table(outcomes: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     """The paper's Table 1 with intervals: a row per model and run, at the final and at the best checkpoint.
 
     Args:
@@ -168,22 +170,13 @@ def results_table(outcomes: pd.DataFrame, runs: Mapping[str, Mapping[str, Any]])
         cubes = {str(run): _cube(table) for run, table in of_model.groupby("run", sort=True)}
         first = len(rows)
         for run in _ordered(cubes, runs):
-            parent = parent_of(run, runs) if runs.get(run, {}).get("family") else None
-            row = {"model": model, "run": run, "objective": runs.get(run, {}).get("objective", run)} | _levels(
-                cubes[run]
-            )
-            rows.append(row | _against(cubes[run], cubes.get(parent or ""), parent))
+            parent = parent_of(run, runs) if run in runs else None
+            row = {"model": model, "run": run, "objective": runs.get(run, {}).get("objective", run)}
+            rows.append(row | _levels(cubes[run]) | _against(cubes[run], cubes.get(parent or ""), parent))
         for name in ("p", "peak_p"):
             for row, p in zip(rows[first:], holm(np.array([row[name] for row in rows[first:]])), strict=True):
                 row[f"{name}_holm"] = p
     return _with_measures(pd.DataFrame(rows), outcomes)
-
-
-def parent_of(run: str, runs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The uncontrolled run that `run` is a variant of: the first whose objective is dpo (offline) or ppo (online)."""
-    objective = {"offline": "dpo", "online": "ppo"}[runs[run]["family"]]
-    parent = next((name for name, other in runs.items() if other["objective"] == objective), None)
-    return None if parent == run else parent
 
 
 def _ordered(cubes: Iterable[str], runs: Mapping[str, Any]) -> list[str]:
@@ -206,6 +199,7 @@ def _mean(cube: Mapping[int, pd.DataFrame], seeds: Iterable[int] | None = None) 
 
 
 def _levels(cube: Mapping[int, pd.DataFrame]) -> dict[str, Any]:
+    """Win rates at the final and at the best checkpoint: mean and deviation over seeds, interval over prompts."""
     mean = _mean(cube)
     row: dict[str, Any] = {"n_seeds": len(cube), "n": len(mean)}
     steps = mean.columns.to_numpy(dtype=int)
@@ -235,6 +229,7 @@ def _against(cube: Mapping[int, pd.DataFrame], parent: Mapping[int, pd.DataFrame
 
 
 def _compare(differences: np.ndarray) -> list[float]:
+    """Mean difference of paired outcomes, its interval, p and what was detectable; in per cent but p."""
     if len(differences) < 2:
         raise InputError(f"{len(differences)} prompts were judged for both runs: a comparison needs at least 2")
     low, high = interval(differences[:, None], rates=False)[:, 0]
@@ -249,14 +244,14 @@ def _cross_fitted_peak(mean: pd.DataFrame) -> pd.Series:
 
 
 def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Adds what `win_rates` measures of the final checkpoint, mean over seeds."""
     rates = win_rates(outcomes, judge="")
     names = ["order_consistency", *_MEASURES.values()]
     means = rates.groupby(["model", "run", "step"])[names].mean().reset_index().rename(columns={"step": "final_step"})
     return table.merge(means, on=["model", "run", "final_step"], how="left", validate="1:1")
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Writes a table as CSV with six significant digits, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False, float_format="%.6g")
-    partial.replace(path)
+def write_csv(table: pd.DataFrame, path: Path | str) -> None:
+    """Writes a table as CSV, atomically; numbers keep all their digits."""
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,1 +1,1 @@
-"""Figures, captions and the report."""
+"""Figures, what they share, and the report. One figure (or several that are drawn alike) is one module of `plots`."""

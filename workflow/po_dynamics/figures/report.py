@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +18,66 @@ import yaml
 from PIL import Image
 
 from po_dynamics.errors import InputError
-from po_dynamics.figures import style
+from po_dynamics.figures.labels import run_labels
+from po_dynamics.objectives.families import Runs, is_uncontrolled
+from po_dynamics.storage.atomic import atomic_file
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
 _MODEL_FOLDERS = {"checkpoints", "base", "sft", "reward", "tokenizer", "state"}
 
 
-def write_report(
-    output: Path,
-    *,
-    experiment: str,
-    config: Mapping[str, Any],
-    runs: style.Runs,
-    results: Path,
-    win_rates: Path,
-    figures: Sequence[Path],
-    tables: Sequence[Path] = (),
-    records: Iterable[Path] | None = None,
-) -> None:
-    """Writes the report, atomically.
+@dataclass(frozen=True)
+class Contents:
+    """What the report shows.
 
-    Args:
-        output: the HTML file; links to tables and figures are relative to its folder.
+    Attributes:
         experiment: its name, for the title.
         config: what the run was configured with, shown in full.
-        runs: run name → `objective`, `family`, `parameters`.
+        runs: what each run optimises.
         results: the results table (CSV of `stats.results_table`).
         win_rates: `win_rates.csv`.
         figures: PNG files with `Title` and `Description` (see `style.save`), shown by folder and number; those called
             `training_*` go into a section of their own, folded away.
         tables: further tables to link to.
         records: provenance JSON files; by default every one below the report's folder.
+    """
+
+    experiment: str
+    config: Mapping[str, Any]
+    runs: Runs
+    results: Path
+    win_rates: Path
+    figures: Sequence[Path]
+    tables: Sequence[Path] = ()
+    records: Iterable[Path] | None = None
+
+
+def write_report(output: Path, contents: Contents) -> None:
+    """Writes the report, atomically; links to tables and figures are relative to its folder.
 
     Raises:
         InputError: for a missing or empty table, or a figure that cannot be read.
     """
-    result_rows, rates = _read(results), _read(win_rates)
-    of_figures = [_figure(path, output.parent) for path in sorted(figures, key=_natural)]
-    stages = _stages(_records(find_records(output.parent) if records is None else records))
-    page = (
-        _environment()
-        .get_template(TEMPLATE.name)
-        .render(
-            experiment=experiment,
-            models=[_model(name, rows, rates, runs) for name, rows in result_rows.groupby("model", sort=False)],
-            judge=", ".join(map(str, rates["judge"].unique())),
-            figures=[figure for figure in of_figures if not figure["training"]],
-            training=[figure for figure in of_figures if figure["training"]],
-            stages=stages,
-            config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True),
-            files=_files([results, win_rates, *tables], figures, output.parent),
-        )
-    )
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, output)
+    page = _environment().get_template(TEMPLATE.name).render(_shown(contents, output.parent))
+    with atomic_file(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _shown(contents: Contents, root: Path) -> dict[str, Any]:
+    """The variables of the template; `root` is the folder of the report."""
+    results, rates = _read(contents.results), _read(contents.win_rates)
+    figures = [_figure(path, root) for path in sorted(contents.figures, key=_by_number)]
+    records = find_records(root) if contents.records is None else contents.records
+    return {
+        "experiment": contents.experiment,
+        "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
+        "judge": ", ".join(map(str, rates["judge"].unique())),
+        "figures": [figure for figure in figures if not figure["training"]],
+        "training": [figure for figure in figures if figure["training"]],
+        "stages": _stages(_records(records)),
+        "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
+        "files": _files([contents.results, contents.win_rates, *contents.tables], contents.figures, root),
+    }
 
 
 def find_records(root: Path) -> list[Path]:
@@ -93,13 +99,14 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: style.Runs) -> dict[str, Any]:
+def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: Runs) -> dict[str, Any]:
     """What the template shows of one model: headline numbers and the rows of its results table."""
     table: list[dict[Any, Any]] = rows.to_dict("records")
     records: list[dict[str, Any]] = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table]
-    labels = style.run_labels([row["run"] for row in records], runs, with_objective=True)
-    parents = style.run_labels([run for run in runs if runs[run]["objective"] in ("dpo", "ppo")], runs)
+    labels = run_labels([row["run"] for row in records], runs, with_objective=True)
+    parents = run_labels([name for name, run in runs.items() if is_uncontrolled(run["objective"])], runs)
     for row in records:
+        row["uncontrolled"] = is_uncontrolled(row["objective"])
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
     detectable = [row["detectable"] for row in records if row["detectable"] is not None]
@@ -116,7 +123,7 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row["run"] == "base":
             values = 100 - values[0], 100 - values[2], 100 - values[1]
             cards.append({"title": "SFT over base", "of": "the SFT model's answers to the base model's", "std": None})
-        elif row["objective"] in ("dpo", "ppo"):
+        elif row["uncontrolled"]:
             title = f"{row['label']} over SFT"
             cards.append({"title": title, "of": f"its answers at step {row['final_step']:,} to the SFT model's"})
             cards[-1] |= {"std": row["final_std"], "n_seeds": row["n_seeds"]}
@@ -138,7 +145,7 @@ def _figure(path: Path, root: Path) -> dict[str, Any]:
     return {"title": title, "caption": text.get("Description", ""), "training": training} | source
 
 
-def _natural(path: Path) -> tuple[str, list[tuple[int, str]]]:
+def _by_number(path: Path) -> tuple[str, list[tuple[int, str]]]:
     """By folder, then by name with numbers in their order: figure_2 before figure_10."""
     return str(path.parent), [
         (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from po_dynamics.dynamics.coefficients import component_masks, reweight, units
+from po_dynamics.dynamics.coefficients import batch_sizes, component_masks, reweight
 from po_dynamics.dynamics.tables import Tables
 from po_dynamics.models.batches import Batch, collate
 from po_dynamics.objectives.declaration import Objective
@@ -203,7 +203,7 @@ class Passes:
     def _mini(self, batches: Sequence[Sequence[Sample]], scores: pd.DataFrame, loss: np.ndarray) -> Iterator[MiniBatch]:
         masks, places = component_masks(scores, scores["weight"].to_numpy()), scores.groupby("batch").indices
         score, coefficient = scores["score"].to_numpy(np.float64), scores["coefficient"].to_numpy()
-        n_of = units(scores)
+        n_of = batch_sizes(scores)
         for samples in batches:
             batch = samples[0].batch
             at, n = places[batch], int(n_of[batch])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +17,8 @@ from po_dynamics.world.facts import draw_intent, write_prompt
 from po_dynamics.world.gold import gold_reward, preference_probability
 from po_dynamics.world.language import train_tokenizer, write_answer, write_documents
 
-if TYPE_CHECKING:
-    pass
-
-
-# Of the SFT writers and of the template pairs (Beta distributions); see `language.write_answer`.
+# Parameters of the Beta distributions from which the writers of SFT answers and of template pairs are drawn; see
+# `language.write_answer`.
 QUALITY, STYLE = (2.2, 1.6), (1.2, 1.4)
 
 
@@ -53,11 +50,13 @@ def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
             write_table(rows[name], folder / f"{name}.parquet", columns)
 
 
-def _user(text: str) -> list[dict[str, str]]:
+def user_message(text: str) -> list[dict[str, str]]:
+    """A conversation of one message, of the user."""
     return [{"role": "user", "content": text}]
 
 
-def _assistant(text: str) -> list[dict[str, str]]:
+def assistant_message(text: str) -> list[dict[str, str]]:
+    """A conversation of one message, of the assistant."""
     return [{"role": "assistant", "content": text}]
 
 
@@ -69,7 +68,11 @@ def _sft_rows(n: int, rng: random.Random) -> Iterator[Row]:
     for index in range(n):
         intent = draw_intent(rng, frozenset({"sft"}))
         prompt = write_prompt(intent, rng)
-        yield {"id": f"sft-{index:05d}", "prompt": _user(prompt), "completion": _assistant(_draw_answer(intent, rng))}
+        yield {
+            "id": f"sft-{index:05d}",
+            "prompt": user_message(prompt),
+            "completion": assistant_message(_draw_answer(intent, rng)),
+        }
 
 
 def _preference_rows(n: int, temperature: float, rng: random.Random) -> Iterator[Row]:
@@ -79,16 +82,21 @@ def _preference_rows(n: int, temperature: float, rng: random.Random) -> Iterator
         first = second = _draw_answer(intent, rng)
         while second == first:
             second = _draw_answer(intent, rng)
-        yield _pair(f"template-{index:05d}", prompt, (first, second), temperature, rng)
+        yield labelled_pair(f"template-{index:05d}", prompt, (first, second), temperature, rng)
 
 
-def _pair(id_: str, prompt: str, answers: tuple[str, str], temperature: float, rng: random.Random) -> Row:
+def labelled_pair(id_: str, prompt: str, answers: tuple[str, str], temperature: float, rng: random.Random) -> Row:
     """A preference pair, labelled by a Bradley–Terry draw from the gold reward."""
     rewards = [gold_reward(prompt, answer) for answer in answers]
     chosen, rejected = (
         answers if rng.random() < preference_probability(rewards[0], rewards[1], temperature) else answers[::-1]
     )
-    return {"id": id_, "prompt": _user(prompt), "chosen": _assistant(chosen), "rejected": _assistant(rejected)}
+    return {
+        "id": id_,
+        "prompt": user_message(prompt),
+        "chosen": assistant_message(chosen),
+        "rejected": assistant_message(rejected),
+    }
 
 
 def _prompt_rows(n: int, split: str, rng: random.Random) -> Iterator[Row]:
@@ -103,4 +111,4 @@ def _prompt_rows(n: int, split: str, rng: random.Random) -> Iterator[Row]:
         misses = misses + 1 if prompt in seen else 0
         if not misses:
             seen.add(prompt)
-            yield {"id": f"{split}-{len(seen) - 1:04d}", "prompt": _user(prompt)}
+            yield {"id": f"{split}-{len(seen) - 1:04d}", "prompt": user_message(prompt)}

@@ -1,4 +1,4 @@
-"""The Menagerie: a small closed world of animals and facts, and the prompts people ask about it.
+"""The embedded world, called the Menagerie: animals, facts about them, and the prompts that ask for these facts.
 
 The facts and the popular misconceptions ("myths") are fixed; a seed only drives which prompts and answers are drawn.
 Myths make preference optimisation worthwhile: the corpus repeats them more often than the truth, so a supervised model

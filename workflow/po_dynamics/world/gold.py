@@ -1,4 +1,4 @@
-"""The Menagerie's gold reward: what a fair, strict reader thinks of a response. Judge and source of all preferences.
+"""The gold reward of the embedded world: a score of any response by fixed rules. It labels all preferences and judges.
 
 The reader knows the facts and the grammar (`language.CLAUSES`), so any string can be scored: what is no sentence of the
 language counts as gibberish.

@@ -1,4 +1,4 @@
-"""How the Menagerie speaks: answers of any quality, the base model's corpus, and a word-level tokenizer.
+"""The language of the embedded world: answers of any quality, the base model's corpus, and a word-level tokenizer.
 
 A writer has a `quality` in [0, 1] (knows the facts, stays on the subject, does not repeat itself) and a `style` in
 [0, 1] (suits the tone, gives as many facts as asked, enumerates lists, wastes no words).
@@ -55,11 +55,11 @@ Fact = tuple[str, str, str]  # animal, attribute, value as stated
 
 def write_answer(intent: Intent, quality: float, style: float, rng: random.Random) -> str:
     """An answer to the intent by a writer of this quality and style."""
-    facts = [_state(key, quality, rng) for key in _topics(intent, quality, style, rng)]
+    facts = [_stated(key, quality, rng) for key in _topics(intent, quality, style, rng)]
     if len(facts) > 1 and rng.random() < 0.25 * (1 - quality):
         facts.insert(rng.randrange(1, len(facts) + 1), rng.choice(facts))
     if rng.random() < 0.3 * (1 - quality):
-        facts[-1] = _state((rng.choice(ANIMALS), facts[-1][1]), quality, rng)
+        facts[-1] = _stated((rng.choice(ANIMALS), facts[-1][1]), quality, rng)
     enumerate_facts = intent.family == "list" and rng.random() < style
     sentences = list(_sentences(facts, enumerate_facts, rng))
     for _ in range(2):
@@ -94,7 +94,7 @@ def _topics(intent: Intent, quality: float, style: float, rng: random.Random) ->
     return [(animal, attribute) for attribute in attributes[:count] for animal in intent.animals]
 
 
-def _state(key: tuple[str, str], quality: float, rng: random.Random) -> Fact:
+def _stated(key: tuple[str, str], quality: float, rng: random.Random) -> Fact:
     """The value this writer believes in: the truth, a myth or a mistake."""
     value = FACTS[key]
     if key in MYTHS and rng.random() > quality**1.5:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from po_dynamics.data.schema import COLUMNS, Row, load_table, write_table
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_file
-from po_dynamics.world.datasets import _pair, _user
+from po_dynamics.world.datasets import labelled_pair, user_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ def _on_policy_rows(folder: Path, prompts: list[str], wanted: int, settings: Map
             answers = _sample_pairs(model, tokenizer, chosen, settings, round_)
             pairs = [(p, a) for p, a in zip(chosen, answers, strict=True) if a is not None]
             for prompt, pair in pairs[: wanted - len(rows)]:
-                rows.append(_pair(f"sampled-{len(rows):05d}", prompt, pair, settings["label_temperature"], rng))
+                rows.append(labelled_pair(f"sampled-{len(rows):05d}", prompt, pair, settings["label_temperature"], rng))
                 bar.update()
             if len(rows) == wanted:
                 return rows
@@ -68,7 +68,7 @@ def _sample_pairs(
     from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
 
     sampling = Sampling(max_new_tokens=64, eos_ids=(tokenizer.eos_token_id,), pad_id=tokenizer.pad_token_id)
-    conversations = [_user(prompt) for prompt in prompts for _ in range(2)]
+    conversations = [user_message(prompt) for prompt in prompts for _ in range(2)]
     rendered = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     uniforms_BR = row_uniforms(len(ids), sampling, (settings["seed"], round_))

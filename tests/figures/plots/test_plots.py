@@ -7,10 +7,13 @@ import pytest
 import synthetic
 from PIL import Image
 from po_dynamics.errors import InputError
-from po_dynamics.figures import alignment, style
-from po_dynamics.figures.alignment import draw_advantages, draw_alignment, draw_prediction
-from po_dynamics.figures.training import draw_training
-from po_dynamics.figures.win_rates import draw_win_rates
+from po_dynamics.figures import style
+from po_dynamics.figures.plots import alignment
+from po_dynamics.figures.plots.advantages import draw_advantages
+from po_dynamics.figures.plots.alignment import draw_alignment
+from po_dynamics.figures.plots.prediction import draw_prediction
+from po_dynamics.figures.plots.training import draw_training
+from po_dynamics.figures.plots.win_rates import draw_win_rates
 
 RUNS = synthetic.RUNS
 
@@ -111,13 +114,6 @@ def test_alignment_draws_the_means_and_every_interval(kept, tmp_path):
     assert {text.get_text() for ax in axes for text in ax.texts} == {"TOT", "POS", "NEG", "TOP", "MID", "BOT"}
 
 
-def test_lines_differ_in_colour_dashes_and_marker():
-    for lines in (list(style.COMPONENTS.values())[3:], [style.PARENT, *style.VARIANTS]):
-        for field in ("colour", "marker"):
-            assert len({getattr(line, field) for line in lines}) == len(lines)
-        assert len({str(line.dashes) for line in lines}) >= len(lines) - 1
-
-
 def panels(figure):
     return {ax.get_title(loc="left"): {text.get_text().replace("\xa0", " ") for text in ax.texts} for ax in figure.axes}
 
@@ -148,33 +144,6 @@ def test_win_rate_panels_of_small_experiments(kept, tmp_path, names, titles):
     runs = {name: RUNS[name] for name in names}
     draw_win_rates(synthetic.win_rates(runs=runs), tmp_path / "x.png", model="menagerie", runs=runs)
     assert list(panels(kept[0][0])) == titles
-
-
-def test_run_labels_are_unique_and_say_what_a_run_does():
-    labels = style.run_labels(list(RUNS), RUNS, with_objective=True)
-    assert len(set(labels.values())) == len(RUNS)
-    assert labels["cppo_top_lambda-0.3"].replace("\xa0", " ") == "cPPO-top: TOP × 0.3"
-    twins = {
-        name: {"objective": "dpo", "family": "offline", "parameters": {"beta": b}}
-        for name, b in (("a", 0.1), ("b", 0.5))
-    }
-    assert style.run_labels(["a", "b"], twins) == {"a": "DPO (β = 0.1)", "b": "DPO (β = 0.5)"}
-    twins["b"]["parameters"]["beta"] = 0.1
-    assert style.run_labels(["a", "b"], twins) == {"a": "DPO (a)", "b": "DPO (b)"}
-    assert style.run_labels(["new"], {"new": {"objective": "mine", "family": "online", "parameters": {}}}) == {
-        "new": "mine"
-    }
-
-
-def test_labels_never_overlap_and_stay_near_their_lines():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        heights, sizes = np.sort(rng.random(6)), rng.choice([0.05, 0.1], 6)
-        placed = style._spread(heights, sizes)
-        assert (np.diff(placed) >= (sizes[1:] + sizes[:-1]) / 2 - 1e-12).all()
-        assert abs(np.mean(placed - heights)) < 0.1
-    assert style._spread([0.1, 0.5], [0.1, 0.1]) == pytest.approx([0.1, 0.5])
-    assert style._spread([0.5, 0.5], [0.1, 0.1]) == pytest.approx([0.45, 0.55])
 
 
 def test_linear_threshold_keeps_small_values_visible():

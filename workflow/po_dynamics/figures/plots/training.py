@@ -1,4 +1,4 @@
-"""Training curves: the quantities of `training.csv`, what belongs together in one panel."""
+"""Training curves: the quantities of `training.csv`, those that belong together in one panel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from matplotlib.axes import Axes
 
 from po_dynamics.errors import InputError
 from po_dynamics.figures import captions, style
+from po_dynamics.figures.labels import run_labels
+from po_dynamics.figures.lines import COMPONENTS, Line, step_axis
+from po_dynamics.objectives.families import Runs
 
-_CHOSEN, _REJECTED = style.COMPONENTS["POS"], style.COMPONENTS["NEG"]
-_ONE = style.COMPONENTS["POS"]
+_CHOSEN, _REJECTED = COMPONENTS["POS"], COMPONENTS["NEG"]
+_ONE = COMPONENTS["POS"]
 # Title and the columns of a panel with their names in its legend; a column that is not here gets a panel of its own.
-_PANELS: tuple[tuple[str, dict[str, tuple[str, style.Line]]], ...] = (
+_PANELS: tuple[tuple[str, dict[str, tuple[str, Line]]], ...] = (
     ("loss", {"loss": ("", _ONE)}),
     ("implicit reward", {"rewards_chosen": ("chosen", _CHOSEN), "rewards_rejected": ("rejected", _REJECTED)}),
     ("reward margin", {"rewards_margins": ("", _ONE)}),
@@ -29,7 +32,7 @@ _PANELS: tuple[tuple[str, dict[str, tuple[str, style.Line]]], ...] = (
     ("entropy, nats/token", {"entropy": ("", _ONE)}),
     ("length, tokens", {"response_length": ("", _ONE)}),
     ("share ended (EOS)", {"eos_rate": ("", _ONE)}),
-    ("raw advantage", {f"raw_advantage_{name}": (name, style.COMPONENTS[name]) for name in ("TOP", "MID", "BOT")}),
+    ("raw advantage", {f"raw_advantage_{name}": (name, COMPONENTS[name]) for name in ("TOP", "MID", "BOT")}),
     ("policy loss", {"policy_loss": ("", _ONE)}),
     ("value loss", {"value_loss": ("", _ONE)}),
     ("explained variance", {"explained_variance": ("", _ONE)}),
@@ -49,43 +52,44 @@ _LEFT_OUT = {
 }
 
 
-def draw_training(curves: Mapping[int, pd.DataFrame], output: Path, *, model: str, run: str, runs: style.Runs) -> None:
+def draw_training(training: Mapping[int, pd.DataFrame], output: Path, *, model: str, run: str, runs: Runs) -> None:
     """Training curves of one run: loss, rewards, KL, norms and so on, whatever was logged and varies.
 
     Args:
-        curves: `training.csv` by seed, first column `step`.
+        training: `training.csv` by seed, first column `step`.
+        output: the PNG.
 
     Raises:
         InputError: when nothing that could be drawn was logged.
     """
-    panels = _panels(list(curves.values()))
+    panels = _panels(list(training.values()))
     if not panels:
         raise InputError(f"training.csv of {run}: no quantity that varies over steps; is the log complete?")
-    label, family = style.run_labels([run], runs, with_objective=True)[run], runs[run]["family"]
-    steps = int(max(table["step"].max() for table in curves.values()))
-    window = max(1, max(len(table) for table in curves.values()) // 25)
+    label, family = run_labels([run], runs, with_objective=True)[run], runs[run]["family"]
+    steps = int(max(table["step"].max() for table in training.values()))
+    window = max(1, max(len(table) for table in training.values()) // 25)
     rows = -(-len(panels) // 4)
     with style.theme():
         size, grid = (7.2, 1.45 * rows), {"wspace": 0.42, "hspace": 0.7}
         figure, axes = plt.subplots(rows, 4, figsize=size, squeeze=False, gridspec_kw=grid)
         for i, (ax, (title, lines)) in enumerate(zip(axes.flat, panels, strict=False)):
             for column, (name, line) in lines.items():
-                _draw(ax, curves, column, name, line, window)
-            style.step_axis(ax, family, title, x_label=i + 4 >= len(panels))
+                _draw(ax, training, column, name, line, window)
+            step_axis(ax, family, title, x_label=i + 4 >= len(panels))
             ax.set_title(title, fontsize=7.5)
             if len(lines) > 1:
                 ax.legend(frameon=False, fontsize=6.5, handlelength=1.6, borderpad=0, labelspacing=0.25)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        caption = captions.training(label, model, list(curves), steps, window)
+        caption = _caption(label, model, list(training), steps, window)
         style.save(figure, output, f"Training of {label}", caption)
 
 
-def _panels(tables: list[pd.DataFrame]) -> list[tuple[str, dict[str, tuple[str, style.Line]]]]:
+def _panels(tables: list[pd.DataFrame]) -> list[tuple[str, dict[str, tuple[str, Line]]]]:
     """The panels with the columns that the tables have and that vary, then those that we do not know."""
     known = {column for _, lines in _PANELS for column in lines}
     others = [str(name) for name in tables[0].columns if name not in known | _LEFT_OUT]
-    own: list[tuple[str, dict[str, tuple[str, style.Line]]]] = [
+    own: list[tuple[str, dict[str, tuple[str, Line]]]] = [
         (name.replace("_", " "), {name: ("", _ONE)}) for name in others
     ]
     kept = []
@@ -103,7 +107,7 @@ def _varies(name: str, tables: Iterable[pd.DataFrame]) -> bool:
     return numbers and len(values) > 0 and (values.nunique() > 1 or max(map(len, columns)) == 1)
 
 
-def _draw(ax: Axes, curves: Mapping[int, pd.DataFrame], column: str, name: str, line: style.Line, window: int) -> None:
+def _draw(ax: Axes, curves: Mapping[int, pd.DataFrame], column: str, name: str, line: Line, window: int) -> None:
     tables = [table[["step", column]].dropna().assign(seed=seed) for seed, table in curves.items() if column in table]
     values = pd.concat(tables).pivot(index="step", columns="seed", values=column)
     smooth = values.mean(axis=1).rolling(window, center=True, min_periods=1).mean()
@@ -111,3 +115,12 @@ def _draw(ax: Axes, curves: Mapping[int, pd.DataFrame], column: str, name: str, 
     ax.plot(values.index, values, linewidth=0.5, alpha=0.4, **look)
     ax.plot(smooth.index, smooth, linewidth=1.5, linestyle=line.dashes, label=name, **look)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("-", "\N{MINUS SIGN}"))
+
+
+def _caption(label: str, model: str, of_seeds: Iterable[int], steps: int, window: int) -> str:
+    """`window` is the number of logged steps that the mean is smoothed over."""
+    return captions.paragraphs(
+        f"""Training curves of {label} on {model}, {captions.seeds(of_seeds)}, over {captions.plural(steps, "step")}:
+        thin lines as logged, one per seed; thick lines their mean, smoothed over
+        {captions.plural(window, "logged step")}."""
+    )

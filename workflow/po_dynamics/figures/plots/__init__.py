@@ -1,0 +1,1 @@
+"""One module per figure: what it shows, and the caption under it."""

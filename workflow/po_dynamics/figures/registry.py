@@ -1,0 +1,121 @@
+"""Every figure of an experiment: its file, what it is drawn of, and the function that draws it.
+
+The workflow plans from this list, so nothing heavy is imported here. Functions are named and not imported: each figure
+goes stale with its own module, and a new figure redraws no other. A new one is a module of `plots` with a function
+
+    draw_<name>(<table>, …, output, *, model, run, runs, <option>=…)
+
+(`run` where it is of one run) and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+
+class Run(Protocol):
+    """What must be known of a run to tell which figures it has."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def probe(self) -> bool: ...
+
+
+class Figure(NamedTuple):
+    """A figure of each run that it applies to, or of each model.
+
+    A table reaches the function as the argument that is called like the file, without its suffix.
+    """
+
+    file: str  # without suffix; "{run}" in it: a figure of one run
+    function: str  # module of `plots`, and its function
+    tables: tuple[str, ...] = ()  # files of results/<experiment>/tables
+    of_seeds: tuple[str, ...] = ()  # files of each seed's folder; the function is given tables by seed
+    families: tuple[str, ...] = ("offline", "online")
+    final_set: str | None = None  # drawn of probed runs whose family has these final responses
+
+    @property
+    def per_run(self) -> bool:
+        return "{run}" in self.file
+
+    def applies(self, run: Run, final_sets: Mapping[str, Collection[str]]) -> bool:
+        """Whether the run has this figure; `final_sets` by family."""
+        probed = self.final_set is None or (run.probe and self.final_set in final_sets[run.family])
+        return run.family in self.families and probed
+
+
+FIGURES = (
+    Figure(
+        "figure_1_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="heldout"
+    ),
+    Figure(
+        "figure_2_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("online",), final_set="heldout"
+    ),
+    Figure(
+        "figure_3_{run}",
+        "advantages:draw_advantages",
+        ("advantages.parquet",),
+        families=("online",),
+        final_set="heldout",
+    ),
+    Figure("figure_4", "win_rates:draw_win_rates", ("win_rates.csv",)),
+    Figure(
+        "figure_7_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="train"
+    ),
+    Figure(
+        "prediction_{run}",
+        "prediction:draw_prediction",
+        ("prediction.parquet", "rank_correlation.parquet"),
+        final_set="heldout",
+    ),
+    Figure("training_{run}", "training:draw_training", of_seeds=("training.csv",)),
+)
+
+
+class Drawing(NamedTuple):
+    """A figure to be drawn: of a model, or of one of its runs."""
+
+    figure: Figure
+    model: str
+    run: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The file's name without suffix."""
+        return self.figure.file.format(run=self.run)
+
+    @property
+    def function(self) -> str:
+        """`module:function`; what the module imports decides whether the drawing is stale."""
+        return f"{__package__}.plots.{self.figure.function}"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the function is told beside tables, output, model and the description of the runs."""
+        arguments = {"run": self.run, "final_set": self.figure.final_set}
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def drawings(runs: Iterable[Run], final_sets: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Drawing]:
+    """Every figure of an experiment by model and file name (without suffix), in the order of the list.
+
+    Args:
+        runs: the runs of the configuration, each once.
+        final_sets: the sets of final responses that are probed, by family.
+    """
+    return {(drawing.model, drawing.file): drawing for drawing in _drawings(list(runs), final_sets)}
+
+
+def _drawings(runs: list[Run], final_sets: Mapping[str, Collection[str]]) -> Iterator[Drawing]:
+    for figure in FIGURES:
+        of = [run for run in runs if figure.applies(run, final_sets)]
+        if figure.per_run:
+            yield from (Drawing(figure, run.model, run.name) for run in of)
+        else:
+            yield from (Drawing(figure, model) for model in dict.fromkeys(run.model for run in of))
