@@ -1,8 +1,8 @@
 """The floor plan, held: who may import whom, no circles, folders that one screen shows, and empty `__init__` files.
 
-The prose is in CONTRIBUTING.md ("Where does it go?"). A folder may use only folders that stand above it in `MAY_USE`, so
-the table cannot allow a circle. Imports inside functions and functions named in strings count; imports under
-`if TYPE_CHECKING:` do not. Nothing is imported to find out.
+The prose is in CONTRIBUTING.md ("Where does it go?"). A folder may use only folders that stand above it in `MAY_USE`,
+so the table cannot allow a circle of folders. Imports inside functions and functions named in strings count; imports
+under `if TYPE_CHECKING:` do not. Nothing is imported to find out.
 """
 
 import ast
