@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pandas as pd
 import pytest
 import tiny_ppo
 import torch
-from accelerate.state import AcceleratorState
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import probe_rollouts, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 RUNNER = """
 import json, sys
 from pathlib import Path
@@ -39,13 +38,6 @@ def score(prompts, responses):
     time.sleep(0.25)
     return [-float(len(response.split())) for response in responses]
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps precision and processes in a singleton; tests use several."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
 from safetensors.torch import load_file, save_file
-from tiny import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
+from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
 from transformers import AutoModelForCausalLM
 
 SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0, "apart": ["POS", "NEG"]}

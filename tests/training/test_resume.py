@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.storage.state import TrainingLog
 from po_dynamics.training import resume

@@ -8,8 +8,8 @@ import signal
 
 import pandas as pd
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.models.batches import collate

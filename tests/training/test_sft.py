@@ -8,8 +8,8 @@ import signal
 
 import pandas as pd
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import NEW_PAD, load_tokenizer, prepare_tokenizer, read_tokenizer
