@@ -127,6 +127,7 @@ def test_log_is_consistent(finished: Path) -> None:
     ).abs().max() < 1e-6
 
 
+@pytest.mark.e2e
 def test_killed_at_random_points_ends_bit_identical(
     world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def _wait_for_row(log: Path, rows: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate(timeout=5)[0])
 
 
+@pytest.mark.e2e
 def test_two_processes_make_the_same_updates_as_one(finished: Path, world: dict[str, Path], tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     process = launch(tmp_path, job(world, tmp_path), *torchrun)

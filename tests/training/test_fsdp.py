@@ -18,6 +18,8 @@ from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -89,6 +91,7 @@ def test_offline_sharded_and_interrupted(tmp_path: Path) -> None:
     interrupted("offline", tmp_path / "sharded")
     assert largest_difference(whole / "checkpoints", tmp_path / "sharded/checkpoints") < 5e-5
     logs = tiny_offline.log_of(whole), tiny_offline.log_of(tmp_path / "sharded")
+    assert len(logs[0]) == 6
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)

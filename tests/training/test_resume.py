@@ -16,6 +16,8 @@ from po_dynamics.training import resume
 from po_dynamics.training.resume import ShuffledRows, Snapshots, collate_with_ids, train_resumably
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+pytestmark = pytest.mark.e2e
+
 STEPS, BATCH, SAVE_EVERY = 12, 4, 5
 
 
