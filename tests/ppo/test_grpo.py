@@ -18,11 +18,6 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 SETTINGS = tiny_ppo.SETTINGS | {"rollouts_per_prompt": 4, "max_steps": 2, "checkpoints": [0, 2]}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_ppo.write_world(tmp_path_factory.mktemp("world"))
-
-
 def train(world: dict[str, Path], folder: Path, objective: str = "grpo", **changes: Any) -> pd.DataFrame:
     paths = [folder / name for name in ("output", "log", "state")]
     inputs = world["policy"], world["reward"], world["prompts"]

@@ -40,11 +40,6 @@ def score(prompts, responses):
 """
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_ppo.write_world(tmp_path_factory.mktemp("world"))
-
-
 def job(world: dict[str, Path], folder: Path, **changes: Any) -> dict[str, Any]:
     settings = tiny_ppo.SETTINGS | changes.pop("settings", {})
     arguments = {name: folder / name for name in ("output", "log", "state")}
