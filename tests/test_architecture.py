@@ -41,18 +41,21 @@ MOST_MODULES = 9  # in one folder, besides __init__
 
 def violations(package: Path = PACKAGE) -> set[str]:
     """One line for everything about a package, and the scripts beside it, that the floor plan forbids."""
-    return set(chain(forbidden_imports(package), circles(package), crowded(package), busy_inits(package)))
+    graph = imports(package)
+    return {*forbidden(graph, package), *circles(graph, package), *crowded(package), *busy_inits(package)}
 
 
-def files(package: Path) -> list[Path]:
-    return sorted(chain(package.rglob("*.py"), (package.parent / "scripts").glob("*.py")))
+def imports(package: Path) -> dict[Path, set[Path]]:
+    """The files of the package and the scripts, each with the files that it imports."""
+    files = chain(package.rglob("*.py"), (package.parent / "scripts").glob("*.py"))
+    return {file: imported(file, package) for file in sorted(files)}
 
 
 def imported(file: Path, package: Path) -> set[Path]:
     """The files of the modules that a file imports; of `from package import module`, the module."""
     dotted = [(module, f"{module}.{name}") for module, name in fingerprint._references(file, package)]
     found = (fingerprint._locate(long, package) or fingerprint._locate(short, package) for short, long in dotted)
-    return {target for target in found if target}
+    return {target for target in found if target} - {file}
 
 
 def folder_of(file: Path, package: Path) -> str:
@@ -60,21 +63,21 @@ def folder_of(file: Path, package: Path) -> str:
     return file.relative_to(package).with_suffix("").parts[0] if file.is_relative_to(package) else "scripts"
 
 
-def forbidden_imports(package: Path) -> Iterator[str]:
-    for file in files(package):
+def forbidden(graph: dict[Path, set[Path]], package: Path) -> Iterator[str]:
+    for file, targets in graph.items():
         source, name = folder_of(file, package), file.relative_to(package.parent)
         if source != "__init__" and source not in MAY_USE:
             yield f"{name}: state in MAY_USE what {source} may import, and who may import it"
             continue
-        for target in imported(file, package) - {package / "__init__.py"}:
+        for target in targets - {package / "__init__.py"}:
             used = folder_of(target, package)
             if used != source and used not in MAY_USE.get(source, set()):
                 yield f"{name} imports {target.relative_to(package)}: {source} may not use {used}"
 
 
-def circles(package: Path) -> Iterator[str]:
+def circles(graph: dict[Path, set[Path]], package: Path) -> Iterator[str]:
     try:
-        TopologicalSorter({file: imported(file, package) - {file} for file in files(package)}).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         yield "circle: " + " → ".join(str(file.relative_to(package)) for file in error.args[1])
 
@@ -121,7 +124,7 @@ def test_the_package_keeps_to_the_plan():
 
 def test_the_search_sees_the_package():
     """An empty graph would keep to any plan."""
-    seen = {folder_of(target, PACKAGE) for file in files(PACKAGE) for target in imported(file, PACKAGE)}
+    seen = {folder_of(target, PACKAGE) for target in set().union(*imports(PACKAGE).values())}
     assert seen >= set(MAY_USE) - {"settings", "parity", "scripts"}
 
 
