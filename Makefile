@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slurm lint format clean
+.PHONY: demo test test-fast test-slurm lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs
@@ -17,6 +17,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The loop while you write: no runs of the whole workflow, nothing that is killed and resumed.
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slurm"
 
 # The cluster profile on a real Slurm of one node; needs root and Debian's slurm-wlm and munge.
 test-slurm: $(VENV)/.installed

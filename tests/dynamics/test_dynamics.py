@@ -159,6 +159,7 @@ def test_an_empty_experiment_is_an_error(tmp_path):
         d.tabulate(tmp_path)
 
 
+@pytest.mark.e2e
 def test_the_command_slices_in_seconds_and_without_torch_models(results, tmp_path):
     command = [sys.executable, "-m", "po_dynamics.dynamics", str(results), "--beta", "0.05", "--groups", "5"]
     start = time.perf_counter()

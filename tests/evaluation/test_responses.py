@@ -2,8 +2,8 @@
 
 import pandas as pd
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import responses as evaluation
 from po_dynamics.models.batches import collate, token_logps
@@ -177,7 +177,7 @@ def test_final_responses_that_are_all_empty(run, tmp_path):
 
 def test_evaluation_table(run, tmp_path):
     checkpoints = {0: run / "sft", 5: run / "step-5"}
-    arguments = checkpoints, run / "sft", "tiny_reward:words", run / "prompts.parquet", tmp_path / "r.parquet"
+    arguments = checkpoints, run / "sft", "toy:words", run / "prompts.parquet", tmp_path / "r.parquet"
     evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9, "seed": 0})
     table = pd.read_parquet(tmp_path / "r.parquet")
     columns = ["step", "id", "instruction", "response", "n_tokens", "ended", "kl", "reward", "degenerate"]

@@ -1,7 +1,9 @@
 """What scripts share: the log, the one-line error and the provenance record; and launching on several processes."""
 
 import json
+import resource
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -37,13 +39,16 @@ def job(tmp_path):
 
 
 def test_success_leaves_a_log_and_a_provenance_record(job, tmp_path, capsys):
+    started = time.monotonic()
     with stage(job):
+        time.sleep(0.1)
         print("\r10% loss 2.0\r20% loss 1.5", file=sys.stderr)
+    elapsed = time.monotonic() - started
     record = json.loads((tmp_path / "sft.json").read_text())
     assert record["rule"] == "train_sft"
     assert record["params"]["settings"] == {"max_steps": 3}
-    assert record["wall_seconds"] >= 0
-    assert record["max_rss_mb"] > 0
+    assert 0.1 <= record["wall_seconds"] <= elapsed + 0.01
+    assert record["max_rss_mb"] == pytest.approx(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, rel=0.1)
     assert record["versions"]["torch"].startswith("2.")
     assert "[train_sft menagerie] 20% loss 1.5\n" in capsys.readouterr().err
     assert "20% loss 1.5" in (tmp_path / "job.log").read_text()

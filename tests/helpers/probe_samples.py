@@ -1,47 +1,24 @@
-"""Tiny random models and samples for the tests of the probe."""
+"""Samples of random tokens, and models of such a vocabulary, for the tests of the probe."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import toy
 from po_dynamics.data.preferences import EncodedPair
 from po_dynamics.probe.samples import Sample, final_samples, pair_samples
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import PreTrainedModel
 
 VOCABULARY = 61
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-FAMILIES = ("neox", "qwen3", "llama")
+FAMILIES = {"neox": "gpt_neox", "qwen3": "qwen3", "llama": "llama"}
 
 
 def tiny(family: str = "neox", seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model; Qwen3 with tied embeddings, Qwen3 and Llama with grouped heads."""
-    torch.manual_seed(seed)
-    grouped = _SIZES | {"num_key_value_heads": 2}
-    classes = {
-        "neox": (GPTNeoXForCausalLM, GPTNeoXConfig(**_SIZES, initializer_range=0.2)),
-        "qwen3": (
-            Qwen3ForCausalLM,
-            Qwen3Config(**grouped, head_dim=8, tie_word_embeddings=True, initializer_range=0.2),
-        ),
-        "llama": (LlamaForCausalLM, LlamaConfig(**grouped, initializer_range=0.2)),
-    }
-    model, config = classes[family]
-    return model._from_config(config, attn_implementation="eager").to(dtype).eval()
+    """Three layers and four heads; Qwen3 with tied embeddings, Qwen3 and Llama with grouped heads."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    options = {"max_length": 64, "attn_implementation": "eager", "tie_word_embeddings": family == "qwen3"}
+    grouped = {} if family == "neox" else {"num_key_value_heads": 2}
+    return toy.tiny_model(FAMILIES[family], VOCABULARY, seed=seed, dtype=dtype, **sizes, **grouped, **options)
 
 
 def ids(rng: np.random.Generator, low: int, high: int) -> list[int]:

@@ -32,13 +32,13 @@ def shard_with_accelerate() -> None:
 
 def steps(folder: Path) -> None:
     """The same two steps of a sharded and of a whole model, saved by `save_step`."""
-    import tiny
+    import toy
     from po_dynamics.storage.checkpoints import save_step
     from torch.distributed.fsdp import fully_shard
 
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     for name in ("sharded", "whole"):
-        model, critic = tiny.tiny_model("llama", tie_word_embeddings=True), tiny.tiny_model("qwen3", seed=1)
+        model, critic = toy.tiny_model("llama", tie_word_embeddings=True), toy.tiny_model("qwen3", seed=1)
         if name == "sharded":
             fully_shard(model, mesh=mesh)
             fully_shard(critic, mesh=mesh)
@@ -47,11 +47,12 @@ def steps(folder: Path) -> None:
             model(input_ids=torch.arange(6)[None]).logits.square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        save_step(model, tiny.tiny_tokenizer(), folder / name, optimizer=optimizer, critic=critic)
+        save_step(model, toy.tiny_tokenizer(), folder / name, optimizer=optimizer, critic=critic)
 
 
 def ppo(folder: Path) -> None:
     import tiny_ppo
+    from po_dynamics.objectives.registry import bind
     from po_dynamics.ppo import state as ppo_state
     from po_dynamics.ppo import update
     from po_dynamics.ppo.train import train_online
@@ -71,7 +72,7 @@ def ppo(folder: Path) -> None:
     ppo_state.save = save_once
     inputs = [folder.parent / name for name in ("policy", "reward", "preferences.parquet")]
     outputs = [folder / name for name in ("output", "log", "state")]
-    train_online(*inputs, *outputs, "ppo", {"epsilon": 0.2}, tiny_ppo.SETTINGS, 0)
+    train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
 
 
 def offline(folder: Path) -> None:

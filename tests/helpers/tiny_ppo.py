@@ -1,4 +1,4 @@
-"""A language of 20 words with tiny models of it: what the tests of roll-outs, scorers and PPO share."""
+"""Models of the language with BOS, and what online training needs: roll-outs, scorers and PPO share them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    GPTNeoXForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from toy import bos_tokenizer, tiny_model, write_preferences
+from transformers import PreTrainedModel
 
-torch.set_num_threads(1)  # sums in one order, whoever runs the tests
-
-WORDS = [f"w{k}" for k in range(20)]
-SPECIAL = ["<bos>", "<pad>", "<eos>", "<user>", "<bot>", "<unk>"]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<user> ' if m['role'] == 'user' else '<bot> ' }}{{ m['content'] }} "
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<bot> {% endif %}"
-)
+tokenizer = bos_tokenizer
 SETTINGS: dict[str, Any] = {
     "max_steps": 4,
     "batch_size": 8,
@@ -45,66 +28,23 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: k for k, token in enumerate(SPECIAL + WORDS)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.add_special_tokens(SPECIAL)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<bos>", pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
+_LANGUAGE = {"vocab": 26, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
 
 
-def config(**changes: Any) -> GPTNeoXConfig:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return GPTNeoXConfig(
-        vocab_size=26,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        hidden_dropout=0.1,
-        attention_dropout=0.1,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-        **{**sizes, **changes},
-    )
+def policy(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    return tiny_model(**{**_LANGUAGE, "seed": seed, "dropout": 0.1, "max_length": 64, **changes})
 
 
-def policy(seed: int = 0, **changes: Any) -> GPTNeoXForCausalLM:
-    torch.manual_seed(seed)
-    return GPTNeoXForCausalLM(config(**changes)).eval()
-
-
-def llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=26, intermediate_size=32, initializer_range=0.3, pad_token_id=1, eos_token_id=2, **sizes)
-    ).eval()
+def llama(seed: int = 0) -> PreTrainedModel:
+    return tiny_model("llama", **_LANGUAGE, seed=seed, num_attention_heads=4, num_key_value_heads=2, head_dim=4)
 
 
 def write_world(folder: Path) -> dict[str, Path]:
     """policy/, reward/ (with a normalisation) and preferences.parquet."""
-    words = tokenizer()
-    paths = {name: folder / name for name in ("policy", "reward")} | {"prompts": folder / "preferences.parquet"}
+    paths = {name: folder / name for name in ("policy", "reward")}
     policy().save_pretrained(paths["policy"])
-    torch.manual_seed(1)
-    GPTNeoXForSequenceClassification(config(num_labels=1)).save_pretrained(paths["reward"])
-    for name in ("policy", "reward"):
-        words.save_pretrained(paths[name])
+    policy(1, scorer=True).save_pretrained(paths["reward"])
+    for path in paths.values():
+        tokenizer().save_pretrained(path)
     (paths["reward"] / "normalisation.json").write_text(json.dumps({"mean": 0.4, "std": 1.7}))
-    generator = torch.Generator().manual_seed(2)
-    rows = []
-    for k in range(12):
-        length = int(torch.randint(1, 7, (), generator=generator))
-        picked = torch.randint(0, len(WORDS), (length,), generator=generator).tolist()
-        rows.append({"id": f"p{k}", "prompt": [{"role": "user", "content": " ".join(WORDS[i] for i in picked)}]})
-    pd.DataFrame(rows).to_parquet(paths["prompts"])
-    return paths
-
-
-def reward_by_length(prompts: Any, responses: Any) -> list[float]:
-    """Likes short answers: a reward that is a plain function."""
-    return [-float(len(response.split())) for response in responses]
+    return paths | {"prompts": write_preferences(folder / "preferences.parquet", 12, seed=2)}

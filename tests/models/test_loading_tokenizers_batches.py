@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub
 from po_dynamics.models.batches import collate, token_logps

@@ -16,8 +16,8 @@ from po_dynamics.models.batches import collate
 from po_dynamics.models.critic import Critic, final_values, token_values
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-PROMPTS = [[{"role": "user", "content": text}] for text in ("w1 w2", "w3", "w4 w5 w6")]
-RESPONSES = ["w7 w8", "w9", "w10 w11 w12 w13"]
+PROMPTS = [[{"role": "user", "content": text}] for text in ("the fox", "owl", "a big bear")]
+RESPONSES = ["is red", "blue", "likes fish and berries"]
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_armorm_gate_is_the_last_opening_of_the_assistants_turn() -> None:
 
 
 def test_functions(tmp_path: Path) -> None:
-    scorer = reward_models.load("tiny_ppo:reward_by_length")
+    scorer = reward_models.load("toy:reward_by_length")
     assert scorer(PROMPTS, RESPONSES).tolist() == [-2.0, -1.0, -4.0]
     assert scorer(PROMPTS, RESPONSES).dtype == torch.float32
-    for source in ("tiny_ppo:no_such", "no_such_module:f", "tiny_ppo:WORDS"):
+    for source in ("toy:no_such", "no_such_module:f", "toy:WORDS"):
         with pytest.raises(InputError, match=source):
             reward_models.load(source)
     with pytest.raises(InputError, match="no such folder"):

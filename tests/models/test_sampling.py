@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import tiny_ppo
 import torch
@@ -128,9 +130,7 @@ def test_bad_prompts_are_refused() -> None:
         engine([[]], torch.zeros(1, 12))
 
 
-def test_vllm_is_optional() -> None:
-    try:
-        import vllm  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match="vllm is not installed"):
-            VLLMRollout(lambda folder: None, SAMPLING)
+def test_vllm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    with pytest.raises(InputError, match="vllm is not installed"):
+        VLLMRollout(lambda folder: None, SAMPLING)

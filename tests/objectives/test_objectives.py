@@ -49,7 +49,8 @@ def sigmoid_loss(logits):
     return -F.logsigmoid(logits).mean()
 
 
-def textbook_offline(name, p, step, plus, minus, ref_plus, ref_minus, n_plus, n_minus):
+def textbook_offline(name, p, step, logps, reference, lengths):
+    (plus, minus), (ref_plus, ref_minus), (n_plus, n_minus) = (x.chunk(2) for x in (logps, reference, lengths))
     beta, d_plus, d_minus = p["beta"], plus - ref_plus, minus - ref_minus
     omega = (beta * torch.sigmoid(-beta * (d_plus - d_minus))).detach()
     if name == "dpo":
@@ -137,9 +138,7 @@ def online_names():
 def test_offline_coefficients_are_the_gradient(name, scale, step):
     logps, mask, lengths, reference = token_pairs(scale=scale)
     terms = bind(name, PARAMETERS[name])(as_pairs(logps, lengths, reference), step)
-    loss = textbook_offline(
-        name, PARAMETERS[name], step, *logps.sum(1).chunk(2), *reference.chunk(2), *lengths.chunk(2)
-    )
+    loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths)
     (expected,) = torch.autograd.grad(loss, logps)
     n = len(terms.loss_N)
     actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / n

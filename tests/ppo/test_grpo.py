@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,13 @@ import pandas as pd
 import pytest
 import tiny_ppo
 import torch
-from accelerate.state import AcceleratorState
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import probe_rollouts
 from po_dynamics.ppo import train as ppo_train
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 SETTINGS = tiny_ppo.SETTINGS | {"rollouts_per_prompt": 4, "max_steps": 2, "checkpoints": [0, 2]}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_ppo.write_world(tmp_path_factory.mktemp("world"))
 
 
 def train(world: dict[str, Path], folder: Path, objective: str = "grpo", **changes: Any) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pandas as pd
 import pytest
 import tiny_ppo
 import torch
-from accelerate.state import AcceleratorState
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import probe_rollouts, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 RUNNER = """
 import json, sys
 from pathlib import Path
@@ -39,18 +38,6 @@ def score(prompts, responses):
     time.sleep(0.25)
     return [-float(len(response.split())) for response in responses]
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps precision and processes in a singleton; tests use several."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return tiny_ppo.write_world(tmp_path_factory.mktemp("world"))
 
 
 def job(world: dict[str, Path], folder: Path, **changes: Any) -> dict[str, Any]:
@@ -135,6 +122,7 @@ def test_log_is_consistent(finished: Path) -> None:
     ).abs().max() < 1e-6
 
 
+@pytest.mark.e2e
 def test_killed_at_random_points_ends_bit_identical(
     world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +157,7 @@ def _wait_for_row(log: Path, rows: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate(timeout=5)[0])
 
 
+@pytest.mark.e2e
 def test_two_processes_make_the_same_updates_as_one(finished: Path, world: dict[str, Path], tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     process = launch(tmp_path, job(world, tmp_path), *torchrun)

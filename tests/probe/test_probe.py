@@ -23,7 +23,7 @@ from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
 from safetensors.torch import load_file, save_file
-from tiny import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
+from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
 from transformers import AutoModelForCausalLM
 
 SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0, "apart": ["POS", "NEG"]}
@@ -57,6 +57,7 @@ def test_an_independent_script_reproduces_every_component(tmp_path, run):
     expected = recompute.alignment(tmp_path / "model", tmp_path / "base", tmp_path)
     table = dynamics(Probe({}, tables.read(tmp_path))).query("segment == 'all' and not filtered")
     largest = max(map(abs, expected.values()))
+    assert set(table["component"]) == set(expected)
     for name, g in zip(table["component"], table["G"], strict=True):
         assert abs(g - expected[name]) <= max(1e-4 * abs(expected[name]), 1e-6 * largest)
 
@@ -215,6 +216,7 @@ def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
     assert first.samples["batch"].max() == 3
 
 
+@pytest.mark.e2e
 def test_a_killed_probe_goes_on_where_it_was(run, tmp_path, monkeypatch):
     monkeypatch.setattr(pieces.Ledger.__init__, "__defaults__", (None, "", 0.0))  # writes every piece
     offline(run, tmp_path / "whole", tmp_path / "state")

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_file, atomic_folder
 from po_dynamics.storage.checkpoints import save_step

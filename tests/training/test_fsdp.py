@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import tiny_fsdp
 import tiny_offline
 import tiny_ppo
+import toy as tiny
 import yaml
 from accelerate.state import AcceleratorState
+from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import train
 from safetensors.torch import load_file
+
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +77,7 @@ def test_ppo_sharded_and_interrupted(tmp_path: Path) -> None:
     world = tiny_ppo.write_world(tmp_path)
     inputs = world["policy"], world["reward"], world["prompts"]
     outputs = [tmp_path / "whole" / name for name in ("output", "log", "state")]
-    train.train_online(*inputs, *outputs, "ppo", {"epsilon": 0.2}, tiny_ppo.SETTINGS, 0)
+    train.train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
     interrupted("ppo", tmp_path / "sharded")
     assert largest_difference(tmp_path / "whole/output", tmp_path / "sharded/output") < 5e-5
@@ -88,6 +91,7 @@ def test_offline_sharded_and_interrupted(tmp_path: Path) -> None:
     interrupted("offline", tmp_path / "sharded")
     assert largest_difference(whole / "checkpoints", tmp_path / "sharded/checkpoints") < 5e-5
     logs = tiny_offline.log_of(whole), tiny_offline.log_of(tmp_path / "sharded")
+    assert len(logs[0]) == 6
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)

@@ -76,6 +76,7 @@ def test_pairs_and_reference_are_those_of_trl(world, trl):
     tokenizer = AutoTokenizer.from_pretrained(world / "sft")
     pairs = {pair.id: pair for pair in encode_pairs(world / "preferences.parquet", tokenizer, 32)}
     reference = dict(zip(pairs, read_reference(world / "reference.parquet", list(pairs)), strict=True))
+    assert len(trl.train_dataset) == 48
     for row in trl.train_dataset:
         pair = pairs[row["id"]]
         assert (pair.prompt_ids, pair.chosen_ids) == (row["prompt_ids"], row["chosen_ids"])
@@ -137,6 +138,7 @@ def test_same_seed_same_files(world, run, tmp_path):
 
 def test_accumulation_changes_nothing_but_rounding(world, run, tmp_path):
     whole = train(world, tmp_path, micro_batch_size=8)
+    assert len(log_of(run)) == 6
     for a, b in zip(log_of(run), log_of(whole), strict=True):
         assert {k: v for k, v in a.items() if k != "rewards_accuracies"} == pytest.approx(
             {k: v for k, v in b.items() if k != "rewards_accuracies"}, abs=1e-5

@@ -10,6 +10,8 @@ import po_dynamics.training.offline_trainer  # noqa: F401 (once, before the fork
 import pytest
 from tiny_offline import assert_same_files, log_of, make_world, train, weights
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):

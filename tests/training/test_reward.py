@@ -8,8 +8,8 @@ import signal
 
 import pandas as pd
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.models.batches import collate
@@ -135,6 +135,7 @@ def test_long_pairs_are_dropped_and_counted(inputs, capsys):
     assert f"{dropped} pairs are longer than 12 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     times = random.Random(2)
     for signal_number in (signal.SIGKILL, signal.SIGTERM):
@@ -145,6 +146,7 @@ def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     assert tiny.same_files(whole, tmp_path / "reward") == []
 
 
+@pytest.mark.e2e
 def test_killed_in_the_middle_ends_the_same(inputs, whole, tmp_path, monkeypatch):
     append = state.TrainingLog.append
     monkeypatch.setattr(

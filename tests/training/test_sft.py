@@ -8,8 +8,8 @@ import signal
 
 import pandas as pd
 import pytest
-import tiny
 import torch
+import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import NEW_PAD, load_tokenizer, prepare_tokenizer, read_tokenizer
@@ -78,6 +78,7 @@ def test_labels(inputs, loss_on):
     tokenizer = tiny.tiny_tokenizer()
     rows, _ = sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, loss_on)
     table = pd.read_parquet(inputs / "sft.parquet")
+    assert len(rows) == 24
     for row, prompt, completion in zip(rows, table["prompt"], table["completion"], strict=True):
         whole = tokenizer.apply_chat_template([*prompt, *completion], return_dict=False)
         assert row["input_ids"] == whole
@@ -98,6 +99,7 @@ def test_long_rows_are_cut_or_dropped_and_counted(inputs, capsys):
     assert f"{counts['cut']} are cut to 8 tokens, {counts['dropped']} dropped" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     times = random.Random(1)
     for signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
@@ -109,6 +111,7 @@ def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     assert tiny.same_files(whole / "sft", tmp_path / "sft") == []
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("moment", ["step", "publication"])
 def test_killed_at_the_worst_moments(inputs, whole, tmp_path, moment, monkeypatch):
     if moment == "step":

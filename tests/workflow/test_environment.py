@@ -17,7 +17,6 @@ def test_the_lock_pins_exact_versions_without_builds_or_hosts():
     ]
     assert len(lines) == len(LOCK) > 50
     assert not any("+" in version for version in LOCK.values())
-    assert LOCK["torch"] == "2.13.0"
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_workflow import clone
+from clones import ROOT, clone
 
-SLURM = Path(__file__).parents[1] / "slurm"
+SLURM = ROOT / "tests/slurm"
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(

@@ -9,27 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from clones import clone
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.e2e
+
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
-FILES = ["Snakefile", "config", "workflow", "envs", "slurm"]
 
 
 def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*SNAKEMAKE, *arguments], cwd=directory, capture_output=True, text=True, env=environment)
-
-
-def clone(destination: Path) -> Path:
-    """The files of the workflow, as they are in this checkout."""
-    destination.mkdir(parents=True)
-    for name in FILES:
-        source, target = ROOT / name, destination / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    return destination
 
 
 def plan(directory: Path, *arguments: str) -> dict[str, int]:

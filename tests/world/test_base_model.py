@@ -101,6 +101,7 @@ def test_seed_decides(world, base, tmp_path):
     assert (other / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
+@pytest.mark.e2e
 def test_killed_at_random_points_it_ends_the_same(world, base, tmp_path):
     """SIGKILL and SIGTERM at whatever point they hit, then to the end."""
     log, statuses = tmp_path / "state/training.csv", []

@@ -103,6 +103,8 @@ def grpo(tokens: Tokens, step: int, *, epsilon: Positive = 0.2) -> TokenTerms:
 
 def group_normalise(rewards_B: Tensor, group_ids_B: Tensor, epsilon: float = 1e-4) -> Tensor:
     """(r − mean) / (std + ε) within each group of samples of one prompt (B,); std unbiased; 0 for groups of one."""
+    index_B: Tensor
+    counts_G: Tensor
     _, index_B, counts_G = group_ids_B.unique(return_inverse=True, return_counts=True)
     zeros_G = rewards_B.new_zeros(len(counts_G))
     centred_B = rewards_B - (zeros_G.index_add(0, index_B, rewards_B) / counts_G)[index_B]

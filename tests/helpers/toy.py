@@ -1,4 +1,8 @@
-"""Tiny models, tokenizers and data for tests: made in milliseconds, from explicit seeds, without any network."""
+"""The toy universe: two languages, tiny models of them, and data, made in milliseconds from explicit seeds.
+
+Everything that tests train, sample from, score or probe is made here; a helper per topic (`tiny_offline`, `tiny_ppo`,
+`probe_samples`) adds the calls of its stage.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -25,61 +30,77 @@ from transformers import (
 
 _WORDS = "the a fox owl bear is red blue big small likes eats fish berries in forest and sea what where"
 WORDS = tuple(_WORDS.split(" "))
-ROLES = ("<user>", "<assistant>", "<system>")
+ROLES = ("<user>", "<assistant>")
 TEMPLATE = (
-    "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] }}"
+    "{{ bos_token }}{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ ' ' + eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
 
 
 def tiny_tokenizer(*, pad: str | None = "<pad>", template: str | None = TEMPLATE, eos: str | None = "<eos>") -> Any:
-    """Word level; `pad=None` leaves it without a pad token, `pad="<eos>"` makes it EOS."""
+    """The language without BOS, as Pythia's: UNK 0, EOS 1, PAD 2, roles from 3 on, words from 6 on; 38 tokens.
+
+    `pad=None` leaves it without a pad token, `pad="<eos>"` makes it EOS; both have 37 tokens.
+    """
     special = ["<unk>", "<eos>", "<pad>"] if pad == "<pad>" else ["<unk>", "<eos>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *ROLES, *WORDS, *"0123456789.?"])}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokens = [*special, *ROLES, "<system>", *WORDS, *"0123456789.?"]
+    return _word_level(tokens, template, eos_token=eos, pad_token=pad)
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """The language with BOS, as Llama's: BOS 0, PAD 1, EOS 2, roles from 3 on, UNK 5, words from 6 on; 26 tokens."""
+    tokens = ["<bos>", "<pad>", "<eos>", *ROLES, "<unk>", *WORDS]
+    return _word_level(tokens, TEMPLATE, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+def _word_level(tokens: Sequence[str], template: str | None, **names: str | None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"eos_token": eos, "pad_token": pad, "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{k: v for k, v in names.items() if v is not None})
+    given = {name: token for name, token in names.items() if token is not None}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", **given)
     tokenizer.chat_template = template
     return tokenizer
 
 
 def tiny_model(
     architecture: str = "gpt_neox",
-    vocab: int | None = None,
+    vocab: int = 38,
     *,
     seed: int = 0,
-    hidden: int = 16,
-    layers: int = 2,
     dropout: float = 0.0,
     max_length: int = 128,
     dtype: torch.dtype = torch.float32,
+    scorer: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """A random causal model ("gpt_neox", "qwen3" or "llama"); `vocab` defaults to that of `tiny_tokenizer`."""
-    tokenizer = tiny_tokenizer()
+    """A random model ("gpt_neox", "qwen3" or "llama") in evaluation mode; `scorer` gives it one score for a head.
+
+    Sizes and ids are those of `tiny_tokenizer`; `options` are entries of its configuration that differ.
+    """
     settings: dict[str, Any] = {
-        "vocab_size": vocab or len(tokenizer),
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
+        "vocab_size": vocab,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "intermediate_size": 2 * hidden,
+        "intermediate_size": 32,
         "max_position_embeddings": max_length,
         "attention_dropout": dropout,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
         "initializer_range": 0.2,
     }
     if architecture == "gpt_neox":
         settings["hidden_dropout"] = dropout
     else:
-        settings |= {"num_key_value_heads": 1, "head_dim": hidden // 2}
-    config = AutoConfig.for_model(architecture, **(settings | options))
+        settings |= {"num_key_value_heads": 1, "head_dim": 8}
+    attention = options.pop("attn_implementation", None)
+    config = AutoConfig.for_model(architecture, **(settings | ({"num_labels": 1} if scorer else {}) | options))
+    build = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        return build.from_config(config, dtype=dtype, attn_implementation=attention).eval()
 
 
 def tiny_folder(
@@ -118,13 +139,18 @@ def write_sft(path: Path, rows: int = 24, seed: int = 0) -> Path:
     return path
 
 
-def write_preferences(path: Path, rows: int = 24, seed: int = 0) -> Path:
-    """preferences.parquet: `id, prompt, chosen, rejected`; the chosen response speaks of the fox."""
+def write_preferences(path: Path, rows: int = 24, seed: int = 0, **fourth: Any) -> Path:
+    """preferences.parquet: `id, prompt, chosen, rejected`; the chosen response speaks of the fox.
+
+    `fourth` replaces cells of the row p3.
+    """
     g = random.Random(seed)
     prompts = [user(sentence(g, g.randint(2, 6))) for _ in range(rows)]
     chosen = [assistant("the fox " + sentence(g, g.randint(1, 7))) for _ in range(rows)]
     rejected = [assistant("the owl " + sentence(g, g.randint(1, 7))) for _ in range(rows)]
     columns = {"id": [f"p{i}" for i in range(rows)], "prompt": prompts, "chosen": chosen, "rejected": rejected}
+    for name, value in fourth.items():
+        columns[name][3] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(columns).to_parquet(path)
     return path
@@ -137,6 +163,16 @@ def write_prompts(path: Path, rows: int = 10, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame({"id": [f"q{i}" for i in range(rows)], "prompt": prompts}).to_parquet(path)
     return path
+
+
+def words(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """A reward: the number of words."""
+    return [float(len(response.split())) for response in responses]
+
+
+def reward_by_length(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """A reward that likes short answers."""
+    return [-reward for reward in words(prompts, responses)]
 
 
 def in_child(function: Callable[[], object], *, signal_after: float | None = None, signal_number: int = 9) -> int:
