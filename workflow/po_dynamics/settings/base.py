@@ -119,7 +119,7 @@ def _place(error: ErrorDetails, given: Any) -> tuple[str, ...]:
 def _allowed(error: ErrorDetails) -> str:
     context, kind = error.get("ctx", {}), error["type"]
     if kind in ("literal_error", "union_tag_invalid"):
-        choices = re.findall("'([^']*)'", context.get("expected", context.get("expected_tags")))
+        choices = re.findall("'([^']*)'", context.get("expected") or context["expected_tags"])
         return f"one of {', '.join(choices)}"
     if kind.endswith("_type"):
         return f"of type {_TYPES.get(kind, kind.removesuffix('_type'))}"
