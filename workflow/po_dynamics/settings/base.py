@@ -34,11 +34,8 @@ def _distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
     return items
 
 
-Distinct = Annotated[  # a list of at least one entry, each once
-    tuple[Item, ...],
-    Field(min_length=1, strict=False, json_schema_extra={"uniqueItems": True}),
-    AfterValidator(_distinct),
-]
+Some = Annotated[tuple[Item, ...], Field(min_length=1, strict=False)]  # a list of at least one entry
+Distinct = Annotated[Some[Item], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)]
 Steps = Annotated[Distinct[Count], AfterValidator(lambda steps: tuple(sorted(steps)))]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Settings, mistake
+from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Settings, Some, mistake
 from po_dynamics.settings.data import Data
 from po_dynamics.settings.evaluation import Evaluation
 from po_dynamics.settings.models import Model
@@ -42,7 +42,7 @@ class RunEntry(Settings):
     """a name of the registry of objectives; see docs/objectives.md"""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """of the objective"""
-    sweep: Annotated[tuple[Annotated[dict[str, Any], Field(min_length=1)], ...], Field(min_length=1, strict=False)] | None = None
+    sweep: Some[Annotated[dict[str, Any], Field(min_length=1)]] | None = None
     """one run per item, which sets these parameters"""
     training: dict[str, Any] = Field(default_factory=dict)
     """overrides of the model's `offline` or `online` section"""
@@ -59,7 +59,9 @@ class RunEntry(Settings):
 class Configuration(Settings):
     """A configuration. Keys that start with x- are free, a place for YAML anchors."""
 
-    model_config = ConfigDict(json_schema_extra={"patternProperties": {"^x-": {"description": "free: for YAML anchors"}}})
+    model_config = ConfigDict(
+        json_schema_extra={"patternProperties": {"^x-": {"description": "free: for YAML anchors"}}}
+    )
 
     experiment: Name
     """results go to `results/<experiment>/`"""

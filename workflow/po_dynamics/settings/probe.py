@@ -39,7 +39,7 @@ class Probe(Settings):
     final_sets: ProbeFinalSets = ProbeFinalSets()
     """prompts of D′"""
     separate: Distinct[Literal["TOT", "POS", "NEG", "TOP", "MID", "BOT"]] | None = None
-    """components that get a gradient, and so norms, cosines and segments, of their own; null: POS, NEG offline, TOT online"""
+    """components with gradients of their own, and so norms, cosines and segments; null: POS, NEG offline, TOT online"""
     audits: Count = 2
     """mini-batches that plain autograd checks"""
     precision: Literal["fp32", "fp64"] = "fp32"
