@@ -49,7 +49,7 @@ def probe_offline(
     Raises:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
-    settings = Probe.of(settings)
+    settings = Probe.of(settings, "probe")
     folders = _folders(checkpoints, steps)
     check_folders(folders, reference)
     n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.offline
@@ -94,7 +94,7 @@ def probe_online(
     """
     from po_dynamics.ppo.probe_rollouts import fresh_rollouts
 
-    settings = Probe.of(settings)
+    settings = Probe.of(settings, "probe")
     folders = _folders(checkpoints, steps)
     check_folders(folders, reference)
     n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.online

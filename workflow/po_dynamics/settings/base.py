@@ -106,8 +106,6 @@ def _place(error: ErrorDetails, given: Any) -> tuple[str, ...]:
         if isinstance(given, Mapping | Sequence) and (part in given or isinstance(part, int)):
             given = given[part]  # type: ignore[index]
             place.append(str(part))
-        elif part == "[key]":
-            place.pop()
     context = error.get("ctx", {})
     last = error["loc"][-1] if error["type"] == "missing" else context.get("key", context.get("discriminator", ""))
     return (*place, *filter(None, [str(last).strip("'")]))

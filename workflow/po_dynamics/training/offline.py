@@ -59,7 +59,7 @@ def train_offline(
     Raises:
         InputError: bad settings, parameters or data; a loss or gradient that is not finite.
     """
-    settings = Offline.of(settings)
+    settings = Offline.of(settings, "offline")
     steps, accumulation = _checkpoint_steps(settings, first_step), _accumulation(settings)
     rows = _rows(init, preferences, reference, settings)
     arguments = _arguments(state, settings, accumulation, settings.max_steps - first_step, seed)

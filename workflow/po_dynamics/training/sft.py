@@ -33,7 +33,7 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
     Raises:
         InputError: bad data or settings, before any training; a loss or gradient that is not finite.
     """
-    settings = Sft.of(settings)
+    settings = Sft.of(settings, "sft")
     model = load_model(base, device="cpu")
     tokenizer = read_tokenizer(base)
     prepare_tokenizer(tokenizer, model)
