@@ -180,8 +180,8 @@ def no_rows(folder):
         (lambda f: (f / "base/model.safetensors").unlink(), {}, "has no weights"),
         (lambda f: None, {"max_length": 200}, "max_length = 200 is above the model's context of 128"),
         (lambda f: None, {"max_length": 3}, "no prompt leaves room"),
-        (lambda f: None, {"loss_on": "prompt"}, "'completion' and 'all'"),
-        (lambda f: None, {"max_steps": None}, "either max_steps or epochs"),
+        (lambda f: None, {"loss_on": "prompt"}, "'sft.loss_on' is 'prompt'; it must be one of completion, all"),
+        (lambda f: None, {"max_steps": None}, "'sft.max_steps' is None; it must be given, or epochs instead"),
         (lambda f: None, {"learning_rate": 1e30, "warmup_ratio": 0.0}, r"at step \d .*sample ids: s\d+"),
     ],
 )

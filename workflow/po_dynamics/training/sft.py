@@ -61,8 +61,6 @@ def encode_rows(
     data: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: str
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows `id, input_ids, labels`, and counts: `rows`, `cut` (at the end), `dropped` (too long a prompt)."""
-    if loss_on not in ("completion", "all"):
-        raise InputError(f"loss_on is {loss_on!r}; the choices are 'completion' and 'all'")
     rows, cut, dropped = [], 0, 0
     for row in read_table(data, ["id", "prompt", "completion"]):
         if len(row["completion"]) != 1:
