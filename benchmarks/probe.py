@@ -79,8 +79,8 @@ def sample(size: str, family: str, count: int) -> tuple[list[Sample], list[Sampl
 class Case:
     """One model, family and precision: D, D′, v and the two ways to G."""
 
-    def __init__(self, size: str, family: str, count: int, dtype: torch.dtype, apart: tuple[str, ...]) -> None:
-        self.family, self.apart = family, apart
+    def __init__(self, size: str, family: str, count: int, dtype: torch.dtype, separate: tuple[str, ...]) -> None:
+        self.family, self.separate = family, separate
         self.model, self.naive_model = build(size, "eager", dtype), build(size, "sdpa", dtype)
         train, final = sample(size, family, count)
         if family == "dpo":
@@ -106,7 +106,7 @@ class Case:
         scores = passes.score([self.v])
         terms = reweight(scores, self.objective, 0)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
-        measurement = Measurement(self.model, [self.v], self.apart, 1.0, 1.0)
+        measurement = Measurement(self.model, [self.v], self.separate, 1.0, 1.0)
         passes.measure(measurement, scores, terms.loss, 0, np.random.default_rng(0))
         self.table, self.terms = scores, terms
         products = terms.coefficient * scores["score"].to_numpy(np.float64)
@@ -163,9 +163,9 @@ def timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def compare(size: str, family: str, count: int, repeats: int, apart: tuple[str, ...]) -> None:
+def compare(size: str, family: str, count: int, repeats: int, separate: tuple[str, ...]) -> None:
     """Prints one row of the table."""
-    case = Case(size, family, count, torch.float32, apart)
+    case = Case(size, family, count, torch.float32, separate)
     fast = case.ours()  # warms up
     batches = case.masked()
     slow = case.naive(batches)
@@ -180,10 +180,10 @@ def compare(size: str, family: str, count: int, repeats: int, apart: tuple[str, 
         times["scores"].append(timed(lambda: case.passes.score([case.v])))
         times["plain_D"].append(timed(lambda: case.plain(case.model, list(case.passes.train))))
     best = {name: min(values) for name, values in times.items()}
-    exact = Case(size, family, 4, torch.float64, apart) if size == "tiny" else None
+    exact = Case(size, family, 4, torch.float64, separate) if size == "tiny" else None
     exactly = f"{largest_error(exact.ours(), exact.naive(exact.masked())):.0e}" if exact else "–"
     floor = best["plain"] + best["scores"] + best["plain_D"]
-    row = [size, family, "+".join(apart), f"{best['naive']:.2f}", f"{best['ours']:.2f}"]
+    row = [size, family, "+".join(separate), f"{best['naive']:.2f}", f"{best['ours']:.2f}"]
     row += [
         f"{best['naive'] / best['ours']:.2f}×",
         f"{best['v'] / best['plain']:.2f}",
@@ -198,9 +198,9 @@ def largest_error(ours: dict[str, float], naive: dict[str, float]) -> float:
     return max(abs(ours[name] - naive[name]) for name in COMPONENTS) / max(map(abs, naive.values()))
 
 
-def peak(size: str, family: str, way: str, apart: tuple[str, ...]) -> float:
+def peak(size: str, family: str, way: str, separate: tuple[str, ...]) -> float:
     """Peak resident memory in MiB of this process, in which one way runs over two mini-batches."""
-    case = Case(size, family, 8 if family == "dpo" else 12, torch.float32, apart)
+    case = Case(size, family, 8 if family == "dpo" else 12, torch.float32, separate)
     if way == "ours":
         del case.naive_model
         case.ours()
@@ -213,13 +213,13 @@ def peak(size: str, family: str, way: str, apart: tuple[str, ...]) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare_peaks(size: str, family: str, apart: tuple[str, ...]) -> None:
+def compare_peaks(size: str, family: str, separate: tuple[str, ...]) -> None:
     """Prints the peak memory of either way, each in a process of its own."""
     values = {}
     for way in ("naive", "ours"):
-        command = [sys.executable, __file__, "--models", size, "--peak", family, way, *apart]
+        command = [sys.executable, __file__, "--models", size, "--peak", family, way, *separate]
         values[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"| {size} | {family} | {'+'.join(apart)} | {values['naive']:.0f} | {values['ours']:.0f} |", flush=True)
+    print(f"| {size} | {family} | {'+'.join(separate)} | {values['naive']:.0f} | {values['ours']:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -230,21 +230,21 @@ def main() -> None:
     parser.add_argument("--peak", nargs="+", metavar=("FAMILY", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        family, way, *apart = arguments.peak
-        print(peak(arguments.models[0], family, way, tuple(apart)))
+        family, way, *separate = arguments.peak
+        print(peak(arguments.models[0], family, way, tuple(separate)))
         return
-    header = ["model", "D", "apart", "naive s", "ours s", "ratio", "D′: ours / plain", "error", "error in float64"]
+    header = ["model", "D", "separate", "naive s", "ours s", "ratio", "D′: ours / plain", "error", "error in float64"]
     header += ["ours / floor", "scores s", "tokens/s"]
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     for size in arguments.models:
         for family in ("dpo", "ppo"):
-            for apart in (("TOT",), ("POS", "NEG")):
-                compare(size, family, arguments.samples, arguments.repeats, apart)
-    print("\n| model | D | apart | naive MiB | ours MiB |\n|---|---|---|---|---|")
+            for separate in (("TOT",), ("POS", "NEG")):
+                compare(size, family, arguments.samples, arguments.repeats, separate)
+    print("\n| model | D | separate | naive MiB | ours MiB |\n|---|---|---|---|---|")
     for size in arguments.models:
         for family in ("dpo", "ppo"):
-            for apart in (("TOT",), ("POS", "NEG")):
-                compare_peaks(size, family, apart)
+            for separate in (("TOT",), ("POS", "NEG")):
+                compare_peaks(size, family, separate)
 
 
 if __name__ == "__main__":

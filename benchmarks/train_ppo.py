@@ -143,7 +143,7 @@ def run_ours(folder: Path, updates: int) -> dict[str, float]:
     settings = {
         "max_steps": updates, "batch_size": BATCH, "micro_batch_size": BATCH, "epochs": EPOCHS, "mini_batches": 1,
         "learning_rate": 1e-6, "max_prompt_length": 64, "max_new_tokens": NEW_TOKENS, "temperature": TEMPERATURE,
-        "missing_eos_penalty": 1.0, "save_every": 10 * updates, "checkpoints": [],
+        "missing_eos_penalty": 1.0, "save_every": 10 * updates, "checkpoints": [0],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         output, log, state = (Path(temporary) / name for name in ("checkpoints", "training.csv", "state"))

@@ -16,7 +16,7 @@ from po_dynamics.objectives.registry import bind
 from po_dynamics.probe.passes import probe, with_reference
 from probe_samples import final, pairs, rollouts, tiny
 
-ALL_APART = ("POS", "NEG", "TOP", "MID", "BOT")
+ALL_SEPARATE = ("POS", "NEG", "TOP", "MID", "BOT")
 
 
 def keys(run="dpo", step=0):
@@ -26,13 +26,13 @@ def keys(run="dpo", step=0):
 @pytest.fixture(scope="module")
 def dpo():
     train = with_reference(pairs(42, batch_size=2), tiny(seed=1))
-    return d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.1}), apart=ALL_APART, audits=0))
+    return d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.1}), separate=ALL_SEPARATE, audits=0))
 
 
 @pytest.fixture(scope="module")
 def ppo():
     result = probe(
-        tiny(), rollouts(48, batch_size=3), final(9), bind("ppo", {"epsilon": 0.2}), apart=("POS", "NEG"), audits=0
+        tiny(), rollouts(48, batch_size=3), final(9), bind("ppo", {"epsilon": 0.2}), separate=("POS", "NEG"), audits=0
     )
     return d.Probe(keys("ppo"), result)
 

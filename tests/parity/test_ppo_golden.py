@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -63,7 +62,7 @@ def _mistake_gradient_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ppo.Case,
         "settings",
-        lambda self, update=0: dataclasses.replace(settings(self, update), max_grad_norm=1.0),
+        lambda self, update=0: settings(self, update).model_copy(update={"max_grad_norm": 1.0}),
     )
 
 

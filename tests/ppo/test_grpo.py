@@ -74,8 +74,8 @@ def test_probe_does_the_same(world: dict[str, Path], tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"rollouts_per_prompt": 1}, "grpo compares responses to one prompt: rollouts_per_prompt must be above 1"),
-        ({"rollouts_per_prompt": 3}, "batch_size 8 must be a multiple of rollouts_per_prompt 3"),
-        ({"rollouts_per_prompt": 0}, "rollouts_per_prompt is 0, but must be above 0"),
+        ({"rollouts_per_prompt": 3}, "batch_size' is 8; it must be a multiple of rollouts_per_prompt, 3"),
+        ({"rollouts_per_prompt": 0}, "rollouts_per_prompt' is 0; it must be at least 1"),
     ],
 )
 def test_groups_that_cannot_be(changes: dict[str, Any], message: str, world: dict[str, Path], tmp_path: Path) -> None:

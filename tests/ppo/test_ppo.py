@@ -280,12 +280,12 @@ def _check_against_formulas(sample: probe_rollouts.RolloutSample) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"settings": {"max_step": 3}}, "unknown setting max_step"),
-        ({"settings": {"batch_size": 9}}, "batch_size 9 must be a multiple"),
+        ({"settings": {"max_step": 3}}, "'online.max_step' is unknown"),
+        ({"settings": {"batch_size": 9}}, "batch_size' is 9; it must be a multiple of mini_batches, 2"),
         ({"settings": {"max_new_tokens": 60}}, "context of 64"),
         ({"settings": {"max_prompt_length": 1}}, "none of 12 prompts has at most 1 tokens"),
-        ({"settings": {"checkpoints": [7]}}, "checkpoints"),
-        ({"settings": {"lr_schedule": "wavy"}}, "lr_schedule is 'wavy'"),
+        ({"settings": {"checkpoints": [7]}}, "checkpoints' is 7; it must be at most max_steps"),
+        ({"settings": {"lr_schedule": "wavy"}}, "lr_schedule' is 'wavy'"),
         ({"reward": "no.such.module:f"}, "no.such"),
         ({"reward": "/no/such/folder"}, "no such folder"),
         ({"policy": Path("/no/such/folder")}, "is not a folder"),

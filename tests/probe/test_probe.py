@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
 from transformers import AutoModelForCausalLM
 
-SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0, "apart": ["POS", "NEG"]}
+SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0, "separate": ["POS", "NEG"]}
 
 
 # ------------------------------------------------------------------------------------------------------ the library
@@ -37,9 +37,9 @@ SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0,
 def test_forward_reverse_and_audit_agree_in_float64(family, online):
     model = tiny(family, dtype=torch.float64)
     train = rollouts(9) if online else with_reference(pairs(9), tiny(family, seed=1, dtype=torch.float64))
-    apart = ("POS", "NEG", "TOP", "MID", "BOT")
+    separate = ("POS", "NEG", "TOP", "MID", "BOT")
     objective = bind("ppo") if online else bind("dpo", {"beta": 0.1})
-    result = probe(model, train, final(6), objective, apart=apart, audits=99, temperature=0.8 if online else 1)
+    result = probe(model, train, final(6), objective, separate=separate, audits=99, temperature=0.8 if online else 1)
     assert result.batches["rel_diff"].max() < 1e-10
     whole = result.batches.query("set == 'train' and segment == 'all'")
     assert whole["audit_dot"].notna().all()
@@ -327,8 +327,8 @@ def test_unusable_final_responses_are_refused(run, tmp_path, columns, message):
 def test_other_mistakes_are_named(run, tmp_path):
     with pytest.raises(InputError, match=r"step-7 does not exist .*step-0, step-2"):
         offline(run, tmp_path / "out", tmp_path / "state", steps=[7])
-    with pytest.raises(InputError, match="apart is"):
-        offline(run, tmp_path / "out", tmp_path / "state", settings=SETTINGS | {"apart": ["NEG"]})
+    with pytest.raises(InputError, match="separate is"):
+        offline(run, tmp_path / "out", tmp_path / "state", settings=SETTINGS | {"separate": ["NEG"]})
 
 
 def test_tables_of_different_probes_are_not_mixed(run, tmp_path):

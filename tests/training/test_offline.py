@@ -209,8 +209,8 @@ def test_schedules_are_those_of_transformers(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6}, r"batch_size = 6 is no multiple of micro_batch_size × processes = 4 × 1"),
-        ({"checkpoints": [0, 7]}, r"checkpoint 7 is after the last step, max_steps = 6"),
+        ({"batch_size": 6}, r"'offline.batch_size' is 6; it must be a multiple of micro_batch_size, 4"),
+        ({"checkpoints": [0, 7]}, r"'offline.checkpoints' is 7; it must be at most max_steps, 6"),
         ({"max_length": 65}, r"max_length = 65 is above the model's context of 64"),
         ({"max_length": 8}, r"the prompt of p\d+ has \d+ tokens, which leaves no room"),
         ({"first_step": 6}, r"max_steps = 6 must be above the step 6"),

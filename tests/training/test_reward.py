@@ -20,7 +20,7 @@ from po_dynamics.storage import state
 from po_dynamics.training import resume, reward
 
 SETTINGS = {
-    "max_steps": 20, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "seed": 0, "save_every": 8,
+    "source": "train", "max_steps": 20, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "save_every": 8,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import NEW_PAD, load_tokenizer, prepare_tokenizer, read_tokenizer
+from po_dynamics.settings.training import Sft
 from po_dynamics.storage import state
 from po_dynamics.training import arguments, resume, sft
 from safetensors.torch import load_file
@@ -152,17 +153,17 @@ def test_gradient_checkpointing_is_on_and_changes_nothing(inputs, whole, tmp_pat
 
 
 def test_epochs_set_the_steps():
-    settings = arguments.complete({"epochs": 1.5, "batch_size": 16, "learning_rate": 1, "seed": 0})
+    settings = Sft.of({"epochs": 1.5, "batch_size": 16, "learning_rate": 1})
     assert arguments.total_steps(settings, 100) == math.ceil(150 / 16)
 
 
 def test_global_batch_is_derived(monkeypatch, capsys):
-    settings = arguments.complete({"batch_size": 32, "micro_batch_size": 4})
+    given = {"max_steps": 1, "batch_size": 32, "learning_rate": 1, "micro_batch_size": 4}
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert arguments.accumulation(settings) == 4
+    assert arguments.accumulation(Sft.of(given)) == 4
     assert "global batch: 32 = 4 per device × 4 accumulated × 2 processes" in capsys.readouterr().err
     with pytest.raises(InputError, match="batch_size = 32 is no multiple of"):
-        arguments.accumulation(settings | {"micro_batch_size": 5})
+        arguments.accumulation(Sft.of(given | {"micro_batch_size": 32}))
 
 
 def no_column(folder):
@@ -182,8 +183,8 @@ def no_rows(folder):
         (lambda f: (f / "base/model.safetensors").unlink(), {}, "has no weights"),
         (lambda f: None, {"max_length": 200}, "max_length = 200 is above the model's context of 128"),
         (lambda f: None, {"max_length": 3}, "no prompt leaves room"),
-        (lambda f: None, {"loss_on": "prompt"}, "'completion' and 'all'"),
-        (lambda f: None, {"max_steps": None}, "either max_steps or epochs"),
+        (lambda f: None, {"loss_on": "prompt"}, "'sft.loss_on' is 'prompt'; it must be one of completion, all"),
+        (lambda f: None, {"max_steps": None}, "'sft.max_steps' is None; it must be given, or epochs instead"),
         (lambda f: None, {"learning_rate": 1e30, "warmup_ratio": 0.0}, r"at step \d .*sample ids: s\d+"),
     ],
 )

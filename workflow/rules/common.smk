@@ -25,6 +25,7 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
+config = EXPERIMENT.config  # with all defaults; rules see nothing else
 MODELS = config["models"]
 RUNS = EXPERIMENT.runs
 
@@ -36,7 +37,7 @@ def code(script):
 
 def objective_code(wildcards):
     """Fingerprint of the run's own objective; a new one reruns nothing that exists."""
-    return objective_fingerprint(run_of(wildcards).objective)
+    return objective_fingerprint(run_of(wildcards).objective.name)
 
 
 def run_of(wildcards):
@@ -95,7 +96,7 @@ def training(wildcards):
     """What a training job must be told, and what makes its result stale."""
     run = run_of(wildcards)
     return {
-        "objective": {"name": run.objective, "parameters": run.parameters},
+        "objective": {"name": run.objective.name, "parameters": run.objective.parameters},
         "settings": {**run.settings, "checkpoints": run.steps},
         "first_step": run.init_step,
         "seed": int(wildcards.seed),

@@ -6,7 +6,8 @@ OUTPUTS: results/{experiment}/tables/, results/{experiment}/figures/ and results
 
 # What a table or figure must know of the runs, by name.
 DESCRIBED = {
-    name: {"objective": run.objective, "family": run.family, "parameters": run.parameters} for (_, name), run in RUNS.items()
+    name: {"objective": run.objective.name, "family": run.family, "parameters": run.objective.parameters}
+    for (_, name), run in RUNS.items()
 }
 
 
@@ -176,6 +177,6 @@ rule write_report:
     params:
         code=code("write_report.py"),
         runs=DESCRIBED,
-        config={key: value for key, value in config.items() if not key.startswith("x-")},
+        config=config,
     script:
         "../scripts/write_report.py"

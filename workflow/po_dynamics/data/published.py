@@ -47,7 +47,7 @@ def download_data(output: Path, settings: Mapping[str, Any]) -> None:
             indices: Sequence[int] = range(len(data))
             if source.get("limit") and source["limit"] < len(data):
                 indices = sorted(random.Random(f"{name}/{settings['seed']}").sample(indices, source["limit"]))
-            longest = source.get("max_prompt_characters", math.inf)
+            longest = source.get("max_prompt_characters") or math.inf
             rows = (row for row in _converted(data, indices, name, convert) if _characters(row["prompt"]) <= longest)
             count = write_table(rows, folder / f"{name}.parquet", columns)
             if not count:

@@ -85,6 +85,7 @@ class Case:
         clipped = optimizer.get("gradient_clipping_applied", False)
         return PPOSettings(
             max_steps=steps,
+            checkpoints=(0,),
             batch_size=len(self("u0/query_responses")),
             micro_batch_size=config["per_device_train_batch_size"],
             epochs=config["num_ppo_epochs"],

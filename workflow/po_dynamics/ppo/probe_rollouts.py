@@ -15,6 +15,7 @@ from po_dynamics.models.loading import default_device, load_model
 from po_dynamics.models.sampling import CachedRollout, Response, Rollout, mix, row_uniforms
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
+from po_dynamics.ppo.division import group_size
 from po_dynamics.ppo.experience import (
     Experience,
     Prompt,
@@ -67,8 +68,8 @@ def fresh_rollouts(
     from po_dynamics.models import reward_models
     from po_dynamics.ppo import state
 
-    options = PPOSettings.of(settings)
-    repeats = options.group_size(objective, n) or 1
+    options = PPOSettings.of(settings, "online")
+    repeats = group_size(options, objective, n) or 1
     if not (checkpoint / "critic").is_dir():
         raise InputError(f"{checkpoint} has no critic/: it is not a checkpoint of PPO")
     device, tokenizer = default_device(), load_tokenizer(checkpoint)
@@ -93,7 +94,7 @@ def fresh_rollouts(
         all_values(critic, batch, mask_BT, size),
         options,
         state.kl_coefficient(checkpoint, options.kl_coefficient),
-        options.group_size(objective),
+        group_size(options, objective),
     )
     return list(_samples(chosen, responses, scores_B, experience))
 

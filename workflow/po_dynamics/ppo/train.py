@@ -28,6 +28,7 @@ from po_dynamics.objectives.declaration import Objective
 from po_dynamics.ppo import advantages
 from po_dynamics.ppo import metrics as ppo_metrics
 from po_dynamics.ppo import state as ppo_state
+from po_dynamics.ppo.division import check_processes, group_size
 from po_dynamics.ppo.experience import (
     Experience,
     Prompt,
@@ -71,8 +72,8 @@ def train_online(
     ends bit-identical on a CPU. SIGTERM saves and exits with 143. Runs under `accelerate launch` on several processes.
     Raises InputError for bad inputs before any training, and for losses, gradients or rewards that are not finite.
     """
-    options = PPOSettings.of(settings)
-    options.group_size(objective)  # refuses a group of one
+    options = PPOSettings.of(settings, "online")
+    group_size(options, objective)  # refuses a group of one
     run = Run(policy, reward, reference or policy, prompts, state, objective, options, seed)
     signature: dict[str, Any] = {
         "policy": policy,
@@ -84,7 +85,7 @@ def train_online(
     signature |= {
         "objective": objective.name,
         "parameters": objective.parameters,
-        "settings": settings,
+        "settings": options.resolved(),
         "first_step": first_step,
     }
     step = run.open({name: str(value) for name, value in signature.items()}, first_step)
@@ -133,7 +134,7 @@ class Run:
         independent = DistributedDataParallelKwargs(broadcast_buffers=False)
         precision = "bf16" if options.precision == "bf16" else "no"
         self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[independent])
-        options.check_processes(self.accelerator.num_processes)
+        check_processes(options, self.accelerator.num_processes)
         self.objective, self.options, self.seed, self.state = objective, options, seed, state
         self.tokenizer = load_tokenizer(policy)
         self.sampling = sampling_of(options, self.tokenizer)
@@ -208,7 +209,7 @@ class Run:
             values_BT,
             options,
             self.kl_coefficient,
-            options.group_size(self.objective),
+            group_size(options, self.objective),
         )
 
     def learn(self, rollouts: Rollouts, experience: Experience, step: int) -> dict[str, float]:

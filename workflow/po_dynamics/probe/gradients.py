@@ -20,9 +20,9 @@ from po_dynamics.models.batches import Batch
 from po_dynamics.probe.token_scores import Direction, component_gradients, dot, oracle
 
 SIGNS, GROUPS = ("POS", "NEG"), ("TOP", "MID", "BOT")
-APART = (("TOT",), SIGNS, (*SIGNS, *GROUPS))
+SEPARATE = (("TOT",), SIGNS, (*SIGNS, *GROUPS))
 # Telling chosen from rejected sequences apart is free; telling signs of advantages apart costs a backward more.
-DEFAULT_APART = {"offline": SIGNS, "online": ("TOT",)}
+DEFAULT_SEPARATE = {"offline": SIGNS, "online": ("TOT",)}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: math.inf}  # bf16 is for studying its errors
 
 
@@ -41,17 +41,19 @@ class MiniBatch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measures mini-batches of one model along v (and, second, P⁻¹v); `apart` says which gradients are made apart."""
+    """Measures mini-batches of one model along v (and, second, P⁻¹v); `separate` names the gradients of their own."""
 
     model: PreTrainedModel
     directions: Sequence[Direction]
-    apart: tuple[str, ...]
+    separate: tuple[str, ...]
     temperature: float
     tolerance: float
 
     def __post_init__(self) -> None:
-        if self.apart not in APART:
-            raise InputError(f"probe: apart is {self.apart!r}, but must be one of {', '.join(map(str, APART))}")
+        if self.separate not in SEPARATE:
+            raise InputError(
+                f"probe: separate is {self.separate!r}, but must be one of {', '.join(map(str, SEPARATE))}"
+            )
 
     def rows(self, mini: MiniBatch, audit: bool) -> list[dict[str, Any]]:
         """One row per component and segment; InputError where the passes disagree by more than the tolerance."""
@@ -92,13 +94,13 @@ class Measurement:
         return torch.tensor([self.units.index(unit) for unit in units(list(self.directions[0]))])
 
     def _gradients(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
-        """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component made apart and of TOT; ⟨g_POS, g_NEG⟩."""
-        signs = [name for name in self.apart if name not in GROUPS]
+        """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component made separately and of TOT; ⟨g_POS, g_NEG⟩."""
+        signs = [name for name in self.separate if name not in GROUPS]
         part = self._apart(mini, signs)
         dots_CKU, squares_CU = self._by_unit(part.dots_CKP), self._by_unit(part.squares_CP)
         measured = {name: (dots_CKU[c], squares_CU[c]) for c, name in enumerate(signs)}
         measured["TOT"] = (dots_CKU.sum(0), self._by_unit(part.total_squares_P))
-        if GROUPS[0] in self.apart:
+        if GROUPS[0] in self.separate:
             for name in GROUPS:  # one by one: the memory of one gradient
                 group = self._apart(mini, [name])
                 measured[name] = (self._by_unit(group.dots_CKP)[0], self._by_unit(group.squares_CP)[0])

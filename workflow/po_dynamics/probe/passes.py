@@ -28,7 +28,7 @@ from po_dynamics.dynamics.tables import Tables
 from po_dynamics.models.batches import Batch, collate
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.probe import token_scores
-from po_dynamics.probe.gradients import DEFAULT_APART, TOLERANCE, Measurement, MiniBatch, batches_frame, norms
+from po_dynamics.probe.gradients import DEFAULT_SEPARATE, TOLERANCE, Measurement, MiniBatch, batches_frame, norms
 from po_dynamics.probe.inputs import context_length, vocabulary_size
 from po_dynamics.probe.numerics import exact_arithmetic
 from po_dynamics.probe.samples import Sample, check_samples, samples_frame
@@ -46,7 +46,7 @@ def probe(
     step: int = 0,
     *,
     temperature: float = 1.0,
-    apart: Sequence[str] | None = None,
+    separate: Sequence[str] | None = None,
     audits: int = 2,
     tolerance: float | None = None,
     scales: Mapping[str, Tensor] | None = None,
@@ -64,8 +64,8 @@ def probe(
         final: mini-batches of responses (`final_samples`).
         objective, step: what the coefficients are of, and the step that its schedules are at.
         temperature: of log π on D; D′ always has 1.
-        apart: components that get a gradient of their own in reverse mode, and so norms, cosines and segments: (TOT),
-            (POS, NEG) or (POS, NEG, TOP, MID, BOT); by default the second offline, the first online. Every
+        separate: components that get a gradient of their own in reverse mode, and so norms, cosines and segments:
+            (TOT), (POS, NEG) or (POS, NEG, TOP, MID, BOT); by default the second offline, the first online. Every
             component has token scores in any case.
         audits: mini-batches, chosen at random, in which every component is also computed by one plain backward each.
         tolerance: largest relative difference of forward, reverse and audit; by default 1e-3 (float32), 1e-9 (float64).
@@ -82,7 +82,7 @@ def probe(
         directions = [direction] if scales is None else [direction, {k: v / scales[k] for k, v in direction.items()}]
         limit = TOLERANCE[run.dtype] if tolerance is None else tolerance
         measurement = Measurement(
-            model, directions, tuple(apart or DEFAULT_APART[objective.family]), temperature, limit
+            model, directions, tuple(separate or DEFAULT_SEPARATE[objective.family]), temperature, limit
         )
         scores = run.score([direction])
         terms = reweight(scores, objective, step)

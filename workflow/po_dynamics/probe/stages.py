@@ -15,6 +15,7 @@ from po_dynamics.objectives.declaration import Objective
 from po_dynamics.probe.inputs import check_folders, context_length, load_policy, load_tokenizer, read_optimizer
 from po_dynamics.probe.passes import probe, with_reference
 from po_dynamics.probe.samples import Sample, check_samples, read_final, read_pairs, rollout_samples
+from po_dynamics.settings.probe import Probe
 from po_dynamics.storage.atomic import atomic_folder, remove
 from po_dynamics.storage.pieces import Ledger
 from po_dynamics.storage.state import open_state
@@ -31,7 +32,7 @@ def probe_offline(
     output: Path,
     state: Path,
     objective: Objective,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Probe,
     training: Mapping[str, Any],
     final_set: str = "heldout",
 ) -> None:
@@ -42,24 +43,25 @@ def probe_offline(
         preferences, final_responses: where D and D′ are drawn from.
         state: finished checkpoints and pieces of the one in work; removed on success.
         objective: an offline one.
-        settings: `probe` of the configuration; optional keys: apart, audits, precision, tolerance.
+        settings: `probe` of the configuration.
         training: `models.<model>.offline`; only `max_length` is read.
 
     Raises:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
+    settings = Probe.of(settings, "probe")
     folders = _folders(checkpoints, steps)
     check_folders(folders, reference)
-    n, seed, batch_size = settings["samples"], settings["seed"], settings["batch_size"]["offline"]
+    n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.offline
     tokenizer = load_tokenizer(reference)
     final = read_final(final_responses, tokenizer, n, seed, batch_size)
-    reference_model = load_policy(reference, settings.get("precision", "fp32"))
+    reference_model = load_policy(reference, settings.precision)
     context = context_length(reference_model)
     max_length = min(training["max_length"], context or training["max_length"])
     pairs = read_pairs(preferences, tokenizer, n, seed, batch_size, max_length)
     check_samples(final, len(tokenizer), context)
     signature = _signature(
-        [preferences, final_responses], [reference, *folders], objective.name, objective.parameters, settings
+        [preferences, final_responses], [reference, *folders], objective.name, objective.parameters, settings.resolved()
     )
     train: list[Sample] = []
 
@@ -82,7 +84,7 @@ def probe_online(
     output: Path,
     state: Path,
     objective: Objective,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Probe,
     training: Mapping[str, Any],
     final_set: str = "heldout",
 ) -> None:
@@ -92,15 +94,16 @@ def probe_online(
     """
     from po_dynamics.ppo.probe_rollouts import fresh_rollouts
 
+    settings = Probe.of(settings, "probe")
     folders = _folders(checkpoints, steps)
     check_folders(folders, reference)
-    n, seed, batch_size = settings["samples"], settings["seed"], settings["batch_size"]["online"]
+    n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.online
     tokenizer = load_tokenizer(reference)
     final = read_final(final_responses, tokenizer, n, seed, batch_size)
     check_samples(final, len(tokenizer), context_length(load_policy(reference, device="cpu")))
     inputs = [preferences, final_responses]
     models = [reference, *folders, *([reward] if isinstance(reward, Path) else [])]
-    signature = _signature(inputs, models, objective.name, objective.parameters, settings)
+    signature = _signature(inputs, models, objective.name, objective.parameters, settings.resolved())
 
     def draw(folder: Path) -> list[Sample]:
         rollouts = fresh_rollouts(folder, reference, reward, preferences, n, training, seed, objective)
@@ -117,7 +120,7 @@ def _probe_all(
     draw: Draw,
     output: Path,
     state: Path,
-    settings: Mapping[str, Any],
+    settings: Probe,
     signature: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> None:
@@ -138,10 +141,10 @@ def _probe_one(
     train: Sequence[Sample],
     final: Sequence[Sample],
     state: Path,
-    settings: Mapping[str, Any],
+    settings: Probe,
     about: Mapping[str, Any],
 ) -> None:
-    model = load_policy(folder, settings.get("precision", "fp32"))
+    model = load_policy(folder, settings.precision)
     scales, learning_rate = read_optimizer(folder, model)
     ledger = Ledger(state / f".{folder.name}.pieces", key=_digest(train, final))
     result = probe(
@@ -151,11 +154,11 @@ def _probe_one(
         about["objective"],
         _step(folder),
         temperature=about["temperature"],
-        apart=settings.get("apart"),
-        audits=settings.get("audits", 2),
-        tolerance=settings.get("tolerance"),
+        separate=settings.separate,
+        audits=settings.audits,
+        tolerance=settings.tolerance,
         scales=scales,
-        seed=settings["seed"],
+        seed=settings.seed,
         ledger=ledger,
         metadata={"final_set": about["final_set"], "learning_rate": learning_rate},
         label=f"probe {folder.name}",

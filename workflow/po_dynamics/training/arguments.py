@@ -15,48 +15,32 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
+from po_dynamics.settings.training import Stage, Supervised
 from po_dynamics.storage.atomic import atomic_folder, remove, write_json
 from po_dynamics.storage.checkpoints import save_float32
 
-DEFAULTS: dict[str, Any] = {  # of both stages; a configuration gives the rest
-    "lr_schedule": "cosine",
-    "warmup_ratio": 0.05,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "max_length": None,  # the model's context
-    "precision": "fp32",
-    "gradient_checkpointing": False,
-    "save_every": 100,
-}
 
-
-def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with defaults; one micro-batch per step unless told otherwise."""
-    return {**DEFAULTS, "micro_batch_size": settings["batch_size"], **settings}
-
-
-def context_length(settings: Mapping[str, Any], model: PreTrainedModel) -> int:
+def context_length(settings: Supervised, model: PreTrainedModel) -> int:
     """Tokens per sequence: `max_length`, or the model's context; InputError when the former exceeds the latter."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    wanted = settings["max_length"] or context or 1024
+    wanted = settings.max_length or context or 1024
     if context and wanted > context:
         raise InputError(f"max_length = {wanted} is above the model's context of {context} tokens: lower it")
     return int(wanted)
 
 
-def total_steps(settings: Mapping[str, Any], rows: int) -> int:
+def total_steps(settings: Supervised, rows: int) -> int:
     """Optimizer steps: `max_steps`, or `epochs` passes over the rows."""
-    if settings.get("max_steps"):
-        return int(settings["max_steps"])
-    if not settings.get("epochs"):
-        raise InputError("give either max_steps or epochs")
-    return max(1, math.ceil(settings["epochs"] * rows / settings["batch_size"]))
+    if settings.max_steps is not None:
+        return settings.max_steps
+    assert settings.epochs is not None  # the settings have one of the two
+    return max(1, math.ceil(settings.epochs * rows / settings.batch_size))
 
 
-def accumulation(settings: Mapping[str, Any]) -> int:
+def accumulation(settings: Stage) -> int:
     """Micro-batches per step and process: batch_size = micro_batch_size × accumulation × processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch, micro = settings["batch_size"], settings["micro_batch_size"]
+    batch, micro = settings.batch_size, settings.micro_batch_size
     count, remainder = divmod(batch, micro * processes)
     if remainder or not count:
         raise InputError(
@@ -66,27 +50,27 @@ def accumulation(settings: Mapping[str, Any]) -> int:
     return count
 
 
-def arguments(settings: Mapping[str, Any], state: Path, steps: int) -> dict[str, Any]:
+def arguments(settings: Supervised, state: Path, steps: int) -> dict[str, Any]:
     """Keyword arguments of TRL's SFTConfig and RewardConfig. Master weights stay float32; bf16 is autocast."""
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(state),
         "max_steps": steps,
-        "per_device_train_batch_size": settings["micro_batch_size"],
-        "per_device_eval_batch_size": settings["micro_batch_size"],
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": accumulation(settings),
-        "learning_rate": settings["learning_rate"],
-        "lr_scheduler_type": settings["lr_schedule"],
-        "warmup_steps": math.ceil(settings["warmup_ratio"] * steps),
-        "weight_decay": settings["weight_decay"],
-        "max_grad_norm": settings["max_grad_norm"],
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_schedule,
+        "warmup_steps": math.ceil(settings.warmup_ratio * steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
         "max_length": None,  # the rows are cut already
-        "bf16": settings["precision"] == "bf16",
-        "gradient_checkpointing": settings["gradient_checkpointing"],
+        "bf16": settings.precision == "bf16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         "report_to": "none",
-        "seed": settings["seed"],
+        "seed": settings.seed,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
     }

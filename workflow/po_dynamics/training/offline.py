@@ -20,6 +20,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.models.loading import check_folder, load_model
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
+from po_dynamics.settings.training import Offline
 from po_dynamics.storage.atomic import atomic_file, atomic_folder, remove
 from po_dynamics.storage.state import TrainingLog, open_state
 from po_dynamics.training.reference import _context, read_reference
@@ -39,7 +40,7 @@ def train_offline(
     log: Path,
     state: Path,
     objective: Objective,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Offline,
     seed: int,
     first_step: int = 0,
 ) -> None:
@@ -49,7 +50,7 @@ def train_offline(
         init: the initial model (SFT or base), or a checkpoint `step-<first_step>` of another run; steps, data order and
             learning rate then go on from `first_step`, AdamW from its stored second moments and no momentum.
         reference: what `compute_reference` wrote for these preferences.
-        output: `checkpoints/`, a folder `step-<t>` for every t of `settings["checkpoints"]`.
+        output: `checkpoints/`, a folder `step-<t>` for every t of `settings.checkpoints`.
         log: `training.csv`, a row per optimizer step.
         state: resumable state and finished checkpoints; removed on success.
         objective: an offline one.
@@ -58,14 +59,15 @@ def train_offline(
     Raises:
         InputError: bad settings, parameters or data; a loss or gradient that is not finite.
     """
+    settings = Offline.of(settings, "offline")
     steps, accumulation = _checkpoint_steps(settings, first_step), _accumulation(settings)
     rows = _rows(init, preferences, reference, settings)
-    arguments = _arguments(state, settings, accumulation, settings["max_steps"] - first_step, seed)
+    arguments = _arguments(state, settings, accumulation, settings.max_steps - first_step, seed)
     if _is_main_process():
         run = {
             "objective": objective.name,
             "parameters": dict(objective.parameters),
-            "settings": dict(settings),
+            "settings": settings.resolved(),
             "seed": seed,
         }
         inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
@@ -82,7 +84,7 @@ def _train(
     init: Path,
     state: Path,
     objective: Objective,
-    settings: Mapping[str, Any],
+    settings: Offline,
     first_step: int,
     arguments: DPOConfig,
     data: Dataset[Any],
@@ -107,7 +109,7 @@ def _train(
     resume.train_resumably(
         trainer,
         state,
-        save_every=settings["save_every"],
+        save_every=settings.save_every,
         log=TrainingLog(state / "training.csv"),
         callbacks=callbacks,
         first_step=first_step,
@@ -115,21 +117,21 @@ def _train(
     )
 
 
-def _in_order(rows: list[dict[str, Any]], settings: Mapping[str, Any], first_step: int, seed: int) -> Dataset[Any]:
+def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, seed: int) -> Dataset[Any]:
     """The rows of steps `first_step` to `max_steps`, in the order of training.
 
     Batches run across the ends of epochs, so every step has the whole global batch, on any number of processes.
     """
     from po_dynamics.training.resume import ShuffledRows
 
-    size, last = settings["batch_size"], settings["max_steps"]
+    size, last = settings.batch_size, settings.max_steps
     return Subset(ShuffledRows(rows, last * size, seed), range(first_step * size, last * size))
 
 
-def _rows(init: Path, preferences: Path, reference: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(init: Path, preferences: Path, reference: Path, settings: Offline) -> list[dict[str, Any]]:
     """The pairs as `OfflineTrainer` takes them."""
     check_folder(init)
-    context = _context(AutoConfig.from_pretrained(init), settings)
+    context = _context(AutoConfig.from_pretrained(init), settings.resolved())
     pairs = encode_pairs(preferences, load_tokenizer(init), context)
     logps = read_reference(reference, [pair.id for pair in pairs])
     return [
@@ -138,19 +140,17 @@ def _rows(init: Path, preferences: Path, reference: Path, settings: Mapping[str,
     ]
 
 
-def _checkpoint_steps(settings: Mapping[str, Any], first_step: int) -> list[int]:
-    last = settings["max_steps"]
+def _checkpoint_steps(settings: Offline, first_step: int) -> list[int]:
+    last = settings.max_steps
     if first_step >= last:
         raise InputError(f"max_steps = {last} must be above the step {first_step} that training starts from")
-    if late := [t for t in settings["checkpoints"] if t > last]:
-        raise InputError(f"checkpoint {late[0]} is after the last step, max_steps = {last}")
-    return sorted(t for t in set(settings["checkpoints"]) if t >= first_step)
+    return [t for t in settings.checkpoints if t >= first_step]
 
 
-def _accumulation(settings: Mapping[str, Any]) -> int:
+def _accumulation(settings: Offline) -> int:
     """Micro-batches per step and process; batch_size = micro_batch_size × accumulation × processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch, micro = settings["batch_size"], settings["micro_batch_size"]
+    batch, micro = settings.batch_size, settings.micro_batch_size
     accumulation, remainder = divmod(batch, micro * processes)
     if remainder or not accumulation:
         raise InputError(
@@ -161,22 +161,22 @@ def _accumulation(settings: Mapping[str, Any]) -> int:
     return accumulation
 
 
-def _arguments(state: Path, settings: Mapping[str, Any], accumulation: int, updates: int, seed: int) -> DPOConfig:
+def _arguments(state: Path, settings: Offline, accumulation: int, updates: int, seed: int) -> DPOConfig:
     from trl import DPOConfig
 
     cuda = torch.cuda.is_available()
     return DPOConfig(
         output_dir=str(state),
         max_steps=updates,
-        per_device_train_batch_size=settings["micro_batch_size"],
+        per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=accumulation,
-        learning_rate=settings["learning_rate"],
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",  # `AbsoluteSteps` sets the factors by the absolute step
-        weight_decay=settings["weight_decay"],
-        max_grad_norm=settings["max_grad_norm"],
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
         max_length=None,  # the rows are already cut
-        bf16=settings["precision"] == "bf16",
-        gradient_checkpointing=settings["gradient_checkpointing"],
+        bf16=settings.precision == "bf16",
+        gradient_checkpointing=settings.gradient_checkpointing,
         report_to="none",
         seed=seed,
         use_cpu=not cuda,

@@ -28,6 +28,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from po_dynamics.models.batches import Batch, token_logps
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
+from po_dynamics.settings.training import Offline
 from po_dynamics.storage.sharding import like
 from po_dynamics.training.resume import collate_with_ids
 
@@ -163,7 +164,7 @@ class AbsoluteSteps(TrainerCallback):
     AdamW continues with the second moments stored in that checkpoint, and with no momentum.
     """
 
-    def __init__(self, init: Path, first_step: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, init: Path, first_step: int, settings: Offline) -> None:
         self.init, self.first_step, self.settings = init, first_step, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,11 +173,11 @@ class AbsoluteSteps(TrainerCallback):
             self._restore_moments(kwargs["model"], kwargs["optimizer"])
 
     def _set_schedule(self, scheduler: Any, optimizer: Any, done: int) -> None:
-        last = self.settings["max_steps"]
-        warmup = math.ceil(self.settings["warmup_ratio"] * last)
+        last = self.settings.max_steps
+        warmup = math.ceil(self.settings.warmup_ratio * last)
 
         def factor(step: int) -> float:
-            return learning_rate_factor(self.first_step + step, self.settings["lr_schedule"], warmup, last)
+            return learning_rate_factor(self.first_step + step, self.settings.lr_schedule, warmup, last)
 
         scheduler.lr_lambdas = [factor] * len(optimizer.param_groups)
         scheduler._last_lr = [base * factor(done) for base in scheduler.base_lrs]  # what is logged

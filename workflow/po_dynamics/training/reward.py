@@ -15,6 +15,7 @@ from po_dynamics.models import hub
 from po_dynamics.models.batches import collate
 from po_dynamics.models.loading import AutoConfig, default_device, load_model, turn_off_dropout
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
+from po_dynamics.settings.training import TrainedReward
 from po_dynamics.storage.parquet import read_table
 from po_dynamics.storage.state import TrainingLog, open_state
 from po_dynamics.training import arguments
@@ -23,26 +24,32 @@ HELD_OUT = 0.05  # share of the prompts whose pairs only measure accuracy
 SAMPLES = 512  # responses of the SFT model that fix the scale of the scores
 
 
-def train_reward(sft: Path, preferences: Path, output: Path, state: Path, settings: Mapping[str, Any]) -> None:
+def train_reward(
+    sft: Path, preferences: Path, output: Path, state: Path, settings: Mapping[str, Any] | TrainedReward
+) -> None:
     """Trains −log σ(r(x, y⁺) − r(x, y⁻)); killed and called again, it ends in the same weights.
 
     Args:
         output: a one-label sequence classifier with tokenizer, `training.csv`, `metrics.json` (accuracy on held-out
             prompts with its standard error, row counts), `normalisation.json` (mean and std of the raw scores of
             sampled responses of the SFT model).
-        settings: models.<model>.reward, as in `sft.train_sft` but for loss_on.
+        settings: `models.<model>.reward` of the configuration, source train.
 
     Raises:
         InputError: bad data or settings, before any training; a loss or gradient that is not finite.
     """
-    settings = arguments.complete(settings)
+    settings = TrainedReward.of(settings, "reward")
     tokenizer = load_tokenizer(sft)
-    model = new_classifier(sft, settings["seed"])
+    model = new_classifier(sft, settings.seed)
     max_length = arguments.context_length(settings, model)
     rows, dropped = encode_rows(preferences, tokenizer, max_length)
-    train, held_out = split(rows, settings["seed"])
+    train, held_out = split(rows, settings.seed)
     steps = arguments.total_steps(settings, len(train))
-    run = {"settings": settings, "sft": arguments.identity(sft), "preferences": arguments.identity(preferences)}
+    run = {
+        "settings": settings.resolved(),
+        "sft": arguments.identity(sft),
+        "preferences": arguments.identity(preferences),
+    }
     if arguments.is_main_process():
         open_state(state, run)
     trainer = _trainer(model, tokenizer, train, settings, state, steps)
@@ -50,11 +57,16 @@ def train_reward(sft: Path, preferences: Path, output: Path, state: Path, settin
     from po_dynamics.training.resume import train_resumably
 
     log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings["save_every"], log=log, description="reward model")
+    train_resumably(trainer, state, save_every=settings.save_every, log=log, description="reward model")
     if arguments.is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model).to(default_device()).eval()
-        metrics = {"steps": steps, "global_batch": settings["batch_size"], "dropped": dropped, "train": len(train)}
-        metrics |= accuracy(model, tokenizer, held_out, settings["micro_batch_size"])
+        metrics: dict[str, Any] = {
+            "steps": steps,
+            "global_batch": settings.batch_size,
+            "dropped": dropped,
+            "train": len(train),
+        }
+        metrics |= accuracy(model, tokenizer, held_out, settings.micro_batch_size)
         print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
         scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
         files = {"metrics.json": metrics, "normalisation.json": scale}
@@ -119,7 +131,7 @@ def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
-    settings: Mapping[str, Any],
+    settings: TrainedReward,
     state: Path,
     steps: int,
 ) -> Any:
@@ -139,8 +151,8 @@ def _trainer(
         processing_class=tokenizer,
     )
     lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    batch = settings["batch_size"]
-    trainer.train_dataset = ShuffledRows(items, steps * batch, settings["seed"], lengths, batch)
+    batch = settings.batch_size
+    trainer.train_dataset = ShuffledRows(items, steps * batch, settings.seed, lengths, batch)
     trainer.data_collator = collate_with_ids(trainer.data_collator)
     return trainer
 
@@ -178,7 +190,7 @@ def normalisation(
     sft: Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
-    settings: Mapping[str, Any],
+    settings: TrainedReward,
     max_length: int,
 ) -> dict[str, float]:
     """Mean and standard deviation of the raw scores of responses that the SFT model samples (temperature 1)."""
@@ -190,10 +202,10 @@ def normalisation(
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     sampling = Sampling(max_new_tokens=min(longest, room), eos_ids=(eos,), pad_id=pad)
     prompts = [rows[i % len(rows)]["prompt_ids"] for i in range(SAMPLES)]
-    uniforms_BR = row_uniforms(SAMPLES, sampling, (settings["seed"], SAMPLES))
-    responses = CachedRollout(policy, sampling, 4 * settings["micro_batch_size"])(prompts, uniforms_BR)
+    uniforms_BR = row_uniforms(SAMPLES, sampling, (settings.seed, SAMPLES))
+    responses = CachedRollout(policy, sampling, 4 * settings.micro_batch_size)(prompts, uniforms_BR)
     sequences = [[*prompt, *response.ids] for prompt, response in zip(prompts, responses, strict=True)]
-    raw = scores(model, sequences, pad, settings["micro_batch_size"]).double()
+    raw = scores(model, sequences, pad, settings.micro_batch_size).double()
     if not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
         raise InputError("the reward model gives every sampled response the same score: train it longer")
     return {"mean": float(raw.mean()), "std": float(raw.std()), "n": len(raw)}

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, prepare_tokenizer, read_tokenizer
+from po_dynamics.settings.training import Sft
 from po_dynamics.storage.parquet import read_table
 from po_dynamics.storage.state import TrainingLog, open_state
 from po_dynamics.training import arguments
@@ -19,7 +20,7 @@ from po_dynamics.training import arguments
 IGNORED = -100  # label of a token without loss
 
 
-def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mapping[str, Any]) -> None:
+def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mapping[str, Any] | Sft) -> None:
     """Fine-tunes `base` on `sft.parquet` (`id, prompt, completion`); killed and called again, it ends the same.
 
     The tokenizer gets its pad token and chat template here (`models.prepare_tokenizer`), for all later stages.
@@ -27,21 +28,19 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
     Args:
         output: the model with tokenizer, `training.csv` (a row per step), `training.json` (steps, batch, row counts).
         state: resumable state; removed on success.
-        settings: models.<model>.sft: batch_size (global), learning_rate, seed and max_steps or epochs; optional
-            micro_batch_size, lr_schedule, warmup_ratio, weight_decay, max_length, loss_on ("completion", the default,
-            or "all" tokens), precision ("fp32" or "bf16": autocast), gradient_checkpointing, save_every.
+        settings: `models.<model>.sft` of the configuration.
 
     Raises:
         InputError: bad data or settings, before any training; a loss or gradient that is not finite.
     """
-    settings = {"loss_on": "completion", **arguments.complete(settings)}
+    settings = Sft.of(settings, "sft")
     model = load_model(base, device="cpu")
     tokenizer = read_tokenizer(base)
     prepare_tokenizer(tokenizer, model)
     max_length = arguments.context_length(settings, model)
-    rows, counts = encode_rows(data, tokenizer, max_length, settings["loss_on"])
+    rows, counts = encode_rows(data, tokenizer, max_length, settings.loss_on)
     steps = arguments.total_steps(settings, len(rows))
-    run = {"settings": settings, "base": arguments.identity(base), "data": arguments.identity(data)}
+    run = {"settings": settings.resolved(), "base": arguments.identity(base), "data": arguments.identity(data)}
     if arguments.is_main_process():
         open_state(state, run)
     trainer = _trainer(model, tokenizer, rows, settings, state, steps)
@@ -49,9 +48,9 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
     from po_dynamics.training.resume import train_resumably
 
     log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings["save_every"], log=log, description="sft")
+    train_resumably(trainer, state, save_every=settings.save_every, log=log, description="sft")
     if arguments.is_main_process():
-        summary = {"steps": steps, "global_batch": settings["batch_size"], "max_length": max_length, **counts}
+        summary = {"steps": steps, "global_batch": settings.batch_size, "max_length": max_length, **counts}
         arguments.publish(
             trainer.accelerator.unwrap_model(trainer.model), tokenizer, output, state, {"training.json": summary}
         )
@@ -62,8 +61,6 @@ def encode_rows(
     data: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: str
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows `id, input_ids, labels`, and counts: `rows`, `cut` (at the end), `dropped` (too long a prompt)."""
-    if loss_on not in ("completion", "all"):
-        raise InputError(f"loss_on is {loss_on!r}; the choices are 'completion' and 'all'")
     rows, cut, dropped = [], 0, 0
     for row in read_table(data, ["id", "prompt", "completion"]):
         if len(row["completion"]) != 1:
@@ -92,7 +89,7 @@ def _trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
-    settings: Mapping[str, Any],
+    settings: Sft,
     state: Path,
     steps: int,
 ) -> Any:
@@ -109,7 +106,7 @@ def _trainer(
         processing_class=tokenizer,
     )
     lengths = [len(row["input_ids"]) for row in rows]
-    batch = settings["batch_size"]
-    trainer.train_dataset = ShuffledRows(rows, steps * batch, settings["seed"], lengths, batch)
+    batch = settings.batch_size
+    trainer.train_dataset = ShuffledRows(rows, steps * batch, settings.seed, lengths, batch)
     trainer.data_collator = collate_with_ids(trainer.data_collator)
     return trainer

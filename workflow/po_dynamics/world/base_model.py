@@ -46,12 +46,11 @@ def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settin
         output: model, tokenizer and `training.csv` (step, loss in nats per token, learning_rate, grad_norm, tokens).
         state: resumable state; removed on success.
         settings: models.<model>.base: hidden_size, layers, heads, intermediate_size, max_length (context, tokens),
-            steps, batch_size (documents), learning_rate, seed; optional save_every (steps, default 100).
+            steps, batch_size (documents), learning_rate, save_every (steps), seed.
 
     Raises:
         InputError: bad data or settings, before any training; a loss that is not finite.
     """
-    settings = {"save_every": 100, **settings}
     _check(settings)
     texts = load_table(data, ["text"])["text"]
     encoder = AutoTokenizer.from_pretrained(tokenizer, model_max_length=settings["max_length"])

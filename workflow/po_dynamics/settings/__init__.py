@@ -1,0 +1,1 @@
+"""Every key of a configuration, declared once: name, type, default, bounds and meaning."""

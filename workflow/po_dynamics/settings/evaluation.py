@@ -1,0 +1,16 @@
+"""The evaluation: greedy responses of every checkpoint, and a judge that compares them with the SFT model's."""
+
+from __future__ import annotations
+
+from po_dynamics.settings.base import Positive, Settings
+
+
+class Evaluation(Settings):
+    """Greedy responses to the evaluation prompts, and their judge."""
+
+    max_new_tokens: Positive = 512
+    """tokens of a response, also of D′"""
+    judge: str
+    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    checkpoints_per_job: Positive | None = None
+    """null: all checkpoints of a run in one job"""

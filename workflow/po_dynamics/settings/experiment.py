@@ -1,0 +1,86 @@
+"""A whole configuration: the experiment, its data, models, runs, probe and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Settings, Some, mistake
+from po_dynamics.settings.data import Data
+from po_dynamics.settings.evaluation import Evaluation
+from po_dynamics.settings.models import Model
+from po_dynamics.settings.probe import Probe
+
+RESERVED = ("base", "sft", "reward", "reference", "evaluation")  # folders beside those of runs
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED:
+        raise mistake("", name, f"another name than {', '.join(RESERVED)}")
+    return name
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+RunName = Annotated[Name, AfterValidator(_not_reserved)]
+
+
+class Start(Settings):
+    """A checkpoint of another run of the same family, from which every seed goes on."""
+
+    run: str
+    """its name"""
+    step: Positive
+    """one of its checkpoints"""
+
+
+class RunEntry(Settings):
+    """A run, or with `sweep` one run per item; each is trained once per seed."""
+
+    objective: str
+    """a name of the registry of objectives; see docs/objectives.md"""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """of the objective"""
+    sweep: Some[Annotated[dict[str, Any], Field(min_length=1)]] | None = None
+    """one run per item, which sets these parameters"""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """overrides of the model's `offline` or `online` section"""
+    init: Literal["sft", "base"] | Start = "sft"
+    """where training starts: the SFT model, the base model or a checkpoint of another run"""
+    models: Distinct[str] | None = None
+    """null: every model of the configuration"""
+    seeds: Distinct[Count] = (0,)
+    """one training each"""
+    probe: bool = False
+    """whether its checkpoints are probed"""
+
+
+class Configuration(Settings):
+    """A configuration. Keys that start with x- are free, a place for YAML anchors."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"patternProperties": {"^x-": {"description": "free: for YAML anchors"}}}
+    )
+
+    experiment: Name
+    """results go to `results/<experiment>/`"""
+    data: Data
+    """the data sets"""
+    models: Annotated[dict[Name, Model], Field(min_length=1)]
+    """models by name"""
+    runs: Annotated[dict[RunName, RunEntry], Field(min_length=1)]
+    """runs by name"""
+    probe: Probe = Probe()
+    """of the checkpoints of probed runs"""
+    evaluation: Evaluation
+    """of every checkpoint"""
+    keep_checkpoints: bool = True
+    """false: deleted once probed and evaluated"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_free_keys(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {key: value for key, value in given.items() if not str(key).startswith("x-")}

@@ -1,0 +1,70 @@
+"""Models: where the base and the reward model come from, and how each stage trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from po_dynamics.settings.base import Count, Positive, Rate, Settings, mistake
+from po_dynamics.settings.online import Online
+from po_dynamics.settings.training import Offline, Sft, TrainedReward
+
+
+class WorldBase(Settings):
+    """The embedded world's base model; the default sizes are the demo's."""
+
+    source: Literal["world"]
+    """pre-trained here"""
+    hidden_size: Positive = 96
+    """a multiple of `heads`"""
+    layers: Positive = 2
+    """transformer blocks"""
+    heads: Positive = 4
+    """of the attention"""
+    intermediate_size: Positive = 384
+    """of the feed-forward blocks"""
+    max_length: Positive = 128
+    """context, tokens"""
+    steps: Positive = 800
+    """optimizer steps"""
+    batch_size: Positive = 48
+    """documents of an optimizer step"""
+    learning_rate: Rate = 3e-3
+    """its peak"""
+    save_every: Positive = 100
+    """resumable state, in steps"""
+    seed: Count = 0
+    """of the weights and of the order of documents"""
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise mistake("hidden_size", self.hidden_size, f"a multiple of heads, {self.heads}")
+        return self
+
+
+class HubModel(Settings):
+    """A published model, or a local folder."""
+
+    source: Literal["hub"]
+    """published, or a local folder"""
+    name: str
+    """a hub model or a local folder"""
+    revision: str | None = None
+    """commit, tag or branch on the hub; null: the newest"""
+
+
+class Model(Settings):
+    """A base model and all that is trained from it."""
+
+    base: Annotated[WorldBase | HubModel, Field(discriminator="source")]
+    """the base model"""
+    sft: Sft
+    """supervised fine-tuning of the base model"""
+    reward: Annotated[TrainedReward | HubModel, Field(discriminator="source")]
+    """the reward model; a published one's architecture tells how it is read"""
+    offline: Offline
+    """training of DPO and its family"""
+    online: Online
+    """training of PPO and its family"""

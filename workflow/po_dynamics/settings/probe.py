@@ -1,0 +1,50 @@
+"""The probe: G, scores and norms of every checkpoint of a probed run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from po_dynamics.settings.base import Count, Distinct, Positive, Rate, Settings
+
+FinalSets = Distinct[Literal["heldout", "train"]]
+
+
+class ProbeBatches(Settings):
+    """Samples of a mini-batch, whose gradients are measured together."""
+
+    offline: Positive = 4
+    """pairs"""
+    online: Positive = 6
+    """roll-outs"""
+
+
+class ProbeFinalSets(Settings):
+    """Where the prompts of D′ are from: held out, or those of training."""
+
+    offline: FinalSets = ("heldout", "train")
+    """the paper's Figure 7b needs `train` for DPO"""
+    online: FinalSets = ("heldout",)
+    """of PPO and its family"""
+
+
+class Probe(Settings):
+    """What is measured at every checkpoint of a probed run; see docs/probe.md."""
+
+    samples: Annotated[int, Field(ge=2)] = 500
+    """of D and of D′"""
+    batch_size: ProbeBatches = ProbeBatches()
+    """samples of a mini-batch"""
+    final_sets: ProbeFinalSets = ProbeFinalSets()
+    """prompts of D′"""
+    separate: Distinct[Literal["TOT", "POS", "NEG", "TOP", "MID", "BOT"]] | None = None
+    """components with gradients of their own, and so norms, cosines and segments; null: POS, NEG offline, TOT online"""
+    audits: Count = 2
+    """mini-batches that plain autograd checks"""
+    precision: Literal["fp32", "fp64"] = "fp32"
+    """of the whole probe"""
+    tolerance: Rate | None = None
+    """largest relative difference of forward and reverse mode; null: what the precision allows"""
+    seed: Count = 0
+    """of the draw of samples"""
