@@ -8,7 +8,7 @@ import pytest
 import torch
 from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
-from po_dynamics.training.offline_trainer import learning_rate_factor
+from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.training.reference import compute_reference, read_reference
 from po_dynamics.training.resume import ShuffledRows
 from safetensors.torch import load_file

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
-
-PARITY = ("score_position", "loss_norm", "step_every", "accumulation")  # settings that no configuration has
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,6 @@ class PPOSettings:
     checkpoints: tuple[int, ...] = ()
     rollout: Literal["cached", "generate", "vllm"] = "cached"
     rollouts_per_prompt: int = 1  # responses to each prompt of an update; grpo compares them
-    # Parity with TRL 1.12; the defaults are the ones to train with.
-    score_position: Literal["eos", "after_eos"] = "eos"
-    loss_norm: Literal["tokens", "micro_mean"] = "tokens"
-    step_every: int | None = None  # micro-batches per optimizer step; null: one step per mini-batch
-    accumulation: int = 1  # divides the loss of each micro-batch under micro_mean
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PPOSettings:
@@ -94,8 +86,6 @@ class PPOSettings:
             "kl_estimator": ("k1", "k3"),
             "precision": ("fp32", "bf16"),
             "rollout": ("cached", "generate", "vllm"),
-            "score_position": ("eos", "after_eos"),
-            "loss_norm": ("tokens", "micro_mean"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -133,10 +123,3 @@ class PPOSettings:
                 f"online: batch_size {self.batch_size} must be a multiple of mini_batches × processes = "
                 f"{self.mini_batches} × {processes}"
             )
-
-    def lr_factor(self, step: int) -> float:
-        """Learning rate of update `step` (from 0), as a share of the peak; a function of the step alone."""
-        progress = step / self.max_steps
-        if self.lr_schedule == "linear":
-            return 1.0 - progress
-        return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.lr_schedule == "cosine" else 1.0
