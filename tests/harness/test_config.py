@@ -9,7 +9,7 @@ import yaml
 from po_dynamics.errors import InputError
 from po_dynamics.harness import config as configuration
 from po_dynamics.objectives.registry import bind
-from po_dynamics.ppo.settings import PARITY, PPOSettings
+from po_dynamics.ppo.settings import PPOSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ def test_paper_states_the_papers_settings():
 
 def test_online_settings_of_the_schema_are_those_of_the_trainer():
     schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())["$defs"]["online"]
-    known = {field.name for field in fields(PPOSettings)} - set(PARITY)
+    known = {field.name for field in fields(PPOSettings)}
     assert set(schema["properties"]) == known
 
 

@@ -52,6 +52,7 @@ def steps(folder: Path) -> None:
 
 def ppo(folder: Path) -> None:
     import tiny_ppo
+    from po_dynamics.objectives.registry import bind
     from po_dynamics.ppo import state as ppo_state
     from po_dynamics.ppo import update
     from po_dynamics.ppo.train import train_online
@@ -71,7 +72,7 @@ def ppo(folder: Path) -> None:
     ppo_state.save = save_once
     inputs = [folder.parent / name for name in ("policy", "reward", "preferences.parquet")]
     outputs = [folder / name for name in ("output", "log", "state")]
-    train_online(*inputs, *outputs, "ppo", {"epsilon": 0.2}, tiny_ppo.SETTINGS, 0)
+    train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
 
 
 def offline(folder: Path) -> None:

@@ -14,6 +14,7 @@ import tiny_offline
 import tiny_ppo
 import yaml
 from accelerate.state import AcceleratorState
+from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import train
 from safetensors.torch import load_file
 
@@ -74,7 +75,7 @@ def test_ppo_sharded_and_interrupted(tmp_path: Path) -> None:
     world = tiny_ppo.write_world(tmp_path)
     inputs = world["policy"], world["reward"], world["prompts"]
     outputs = [tmp_path / "whole" / name for name in ("output", "log", "state")]
-    train.train_online(*inputs, *outputs, "ppo", {"epsilon": 0.2}, tiny_ppo.SETTINGS, 0)
+    train.train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
     interrupted("ppo", tmp_path / "sharded")
     assert largest_difference(tmp_path / "whole/output", tmp_path / "sharded/output") < 5e-5

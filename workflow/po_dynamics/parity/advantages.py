@@ -15,6 +15,7 @@ from torch import Tensor
 from po_dynamics.models.batches import Batch
 from po_dynamics.parity.cases import Case, Reading
 from po_dynamics.ppo import advantages
+from po_dynamics.ppo.advantages import Advantages
 from po_dynamics.ppo.experience import Experience
 
 
@@ -35,12 +36,12 @@ class Replay(NamedTuple):
         return Replay(part, self.mask_BT[rows, : part.batch.loss_mask_BT.shape[1]])
 
     def columns(self, change: Callable[[Tensor], Tensor], batch: Batch) -> Replay:
-        """`change` of every (B, T) part, on another batch (whose mask becomes that of the states)."""
-        states, logps, ref_logps, values, estimated, quantiles = self.states
-        batch = batch._replace(loss_mask_BT=change(states.batch.loss_mask_BT))
-        estimated = advantages.Advantages(*map(change, estimated))
-        changed = Experience(batch, change(logps), change(ref_logps), change(values), estimated, quantiles)
-        return Replay(changed, change(self.mask_BT))
+        """`change` of every (B, T) part, on another batch, whose mask becomes that of the states."""
+        old, logps, ref_logps, values, estimated, quantiles = self.states
+        batch = batch._replace(loss_mask_BT=change(old.loss_mask_BT))
+        estimated = Advantages(*map(change, estimated))
+        states = Experience(batch, change(logps), change(ref_logps), change(values), estimated, quantiles)
+        return Replay(states, change(self.mask_BT))
 
 
 def score_columns(last_N: Tensor, width: int) -> Tensor:
