@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from po_dynamics.errors import InputError
+from po_dynamics.parity import advantages as trl_advantages
 from po_dynamics.parity import ppo
+from po_dynamics.parity import update as trl_update
+from po_dynamics.parity.cases import Case
 from po_dynamics.ppo import advantages
-from po_dynamics.ppo import settings as ppo_settings
 from po_dynamics.ppo import update as ppo_update
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ppo"
@@ -41,7 +43,13 @@ def case_a(tmp_path: Path) -> Path:
 
 
 def _mistake_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(advantages, "score_columns", lambda last, width, position: last.clamp(min=0))
+    """The score on the last token, where ours is."""
+    for module in (trl_advantages, ppo):
+        monkeypatch.setattr(module, "score_columns", lambda last, width: last.clamp(min=0))
+
+
+def _mistake_kl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantages, "kl_estimate", lambda logps, ref_logps, estimator="k1": ref_logps - logps)
 
 
 def _mistake_bessel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,31 +61,41 @@ def _mistake_bessel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _mistake_value_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     original = ppo_update.value_terms
-    for module in (ppo_update, ppo):
+    for module in (ppo_update, trl_update):
         monkeypatch.setattr(module, "value_terms", lambda values, experience, clip: original(values, experience, None))
 
 
 def _mistake_gradient_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ppo.Case.settings
-    monkeypatch.setattr(
-        ppo.Case,
-        "settings",
-        lambda self, update=0: settings(self, update).model_copy(update={"max_grad_norm": 1.0}),
-    )
+    settings = Case.settings
+    monkeypatch.setattr(Case, "settings", lambda self: settings(self).model_copy(update={"max_grad_norm": 1.0}))
 
 
 def _mistake_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ppo_settings.PPOSettings, "lr_factor", lambda self, step: 1.0)
+    monkeypatch.setattr(ppo_update, "learning_rate_factor", lambda *_: 1.0)
+
+
+def _mistake_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy_pass = ppo_update.Update.policy_pass
+    monkeypatch.setattr(
+        ppo_update.Update, "policy_pass", lambda self, part, divisor, last: policy_pass(self, part, divisor * 1.1, last)
+    )
+
+
+def _mistake_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Case, "steps_every", lambda self, update: 1)
 
 
 @pytest.mark.parametrize(
     ("mistake", "quantity"),
     [
         (_mistake_score, "level 1: rewards_before_whitening"),
+        (_mistake_kl, "level 1: kl"),
         (_mistake_bessel, "level 1: advantages"),
         (_mistake_value_clip, "level 2: vf_loss"),
         (_mistake_gradient_clipping, "level 3: final/policy"),
         (_mistake_learning_rate, "level 3: final/value"),
+        (_mistake_coefficients, "level 3: grad_norm_accumulated"),
+        (_mistake_step, "level 3: optimizer_stepped"),
     ],
 )
 def test_mistakes_are_caught(

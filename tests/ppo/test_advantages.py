@@ -34,10 +34,7 @@ def test_both_estimates_are_unbiased_and_k3_varies_less() -> None:
     assert k3.std() < k1.std()
 
 
-def test_score_lands_on_eos_or_after_it() -> None:
-    last = torch.tensor([2, 4, -1])
-    assert advantages.score_columns(last, 5).tolist() == [2, 4, -1]
-    assert advantages.score_columns(last, 5, "after_eos").tolist() == [3, 4, 0]
+def test_score_lands_in_its_column() -> None:
     rewards = advantages.token_rewards(torch.ones(2, 5), torch.tensor([10.0, 20.0]), torch.tensor([2, 4]), 0.1)
     expected = torch.full((2, 5), -0.1)
     expected[0, 2] += 10
@@ -54,7 +51,7 @@ def test_missing_eos_penalty() -> None:
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.9, 0.0)])
 def test_gae_is_the_discounted_sum_of_td_errors(gamma: float, lam: float) -> None:
     rewards, values, mask = example()
-    found = advantages.estimate(rewards, values, mask, mask, gamma, lam)
+    found = advantages.estimate(rewards, values, mask, gamma, lam)
     for row in range(3):
         columns = mask[row].nonzero().flatten().tolist()
         for t in columns:
@@ -88,9 +85,23 @@ def test_whitening_of_one_token_or_none_is_finite() -> None:
 
 def test_reward_whitening_happens_before_gae() -> None:
     rewards, values, mask = example()
-    plain = advantages.estimate(advantages.whiten(rewards, mask, shift_mean=False), values, mask, mask, 1.0, 0.95)
-    whitened = advantages.estimate(rewards, values, mask, mask, 1.0, 0.95, whiten_rewards=True)
+    plain = advantages.estimate(advantages.whiten(rewards, mask, shift_mean=False), values, mask, 1.0, 0.95)
+    whitened = advantages.estimate(rewards, values, mask, 1.0, 0.95, whiten_rewards=True)
     torch.testing.assert_close(plain.raw_BT, whitened.raw_BT)
+
+
+def test_group_relative_advantages_leave_the_returns_to_gae() -> None:
+    rewards, values, mask = example()
+    rewards, values, mask = (torch.cat((part, part.flip(0))) for part in (rewards, values, mask))
+    gae = advantages.estimate(rewards, values, mask, 1.0, 0.95, whiten_rewards=True)
+    relative = advantages.estimate(rewards, values, mask, 1.0, 0.95, whiten_rewards=True, group_size=3)
+    assert torch.equal(relative.returns_BT, gae.returns_BT)
+    assert torch.equal(relative.rewards_BT, gae.rewards_BT)
+    assert torch.equal(relative.raw_BT, relative.whitened_BT)
+    for rows in (slice(0, 3), slice(3, 6)):
+        totals = rewards[rows].sum(1)
+        expected = ((totals - totals.mean()) / (totals.std() + 1e-4)).unsqueeze(1) * mask[rows]
+        torch.testing.assert_close(relative.raw_BT[rows], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_kl_coefficient_follows_its_target() -> None:

@@ -13,6 +13,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import probe_rollouts
 from po_dynamics.ppo import train as ppo_train
+from po_dynamics.ppo.experience import Sources
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 SETTINGS = tiny_ppo.SETTINGS | {"rollouts_per_prompt": 4, "max_steps": 2, "checkpoints": [0, 2]}
@@ -58,8 +59,8 @@ def test_training_compares_the_responses_to_one_prompt(
 
 def test_probe_does_the_same(world: dict[str, Path], tmp_path: Path) -> None:
     train(world, tmp_path)
-    arguments = tmp_path / "output/step-2", world["policy"], world["reward"], world["prompts"]
-    samples = probe_rollouts.fresh_rollouts(*arguments, 8, SETTINGS, 0, bind("grpo"))
+    sources = Sources(tmp_path / "output/step-2", world["reward"], world["policy"], world["prompts"])
+    samples = probe_rollouts.fresh_rollouts(sources, 8, SETTINGS, 0, bind("grpo"))
     for group in (samples[:4], samples[4:]):
         assert len({sample.id for sample in group}) == 1
         advantages = torch.stack([sample.advantages_R[0] for sample in group])
@@ -67,7 +68,7 @@ def test_probe_does_the_same(world: dict[str, Path], tmp_path: Path) -> None:
         assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
         assert float(advantages.std()) == pytest.approx(1.0, abs=1e-2)
     with pytest.raises(InputError, match=r"probe\.samples is 6, .* multiple of rollouts_per_prompt = 4"):
-        probe_rollouts.fresh_rollouts(*arguments, 6, SETTINGS, 0, bind("grpo"))
+        probe_rollouts.fresh_rollouts(sources, 6, SETTINGS, 0, bind("grpo"))
 
 
 @pytest.mark.parametrize(

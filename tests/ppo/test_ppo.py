@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.ppo import probe_rollouts, train
+from po_dynamics.ppo.experience import Experience, Models, Rollouts, Sources, evaluate
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -26,11 +28,12 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 RUNNER = """
 import json, sys
 from pathlib import Path
-from po_dynamics.ppo import train_online
+from po_dynamics.objectives.registry import bind
+from po_dynamics.ppo.train import train_online
 job = json.loads(Path(sys.argv[1]).read_text())
 for name in ("policy", "prompts", "output", "log", "state"):
     job[name] = Path(job[name])
-train_online(**job)
+train_online(**job | {"objective": bind("ppo", {"epsilon": 0.2})})
 """
 SLOW_REWARD = """
 import time
@@ -245,11 +248,14 @@ def test_critic_warm_up_leaves_the_policy_alone(world: dict[str, Path], tmp_path
         assert all(torch.equal(before[name], after[name]) for name in before) is same
 
 
+def fresh(finished: Path, world: dict[str, Path], seed: int = 0, **changes: Any) -> list[probe_rollouts.RolloutSample]:
+    """Nine roll-outs of the checkpoint in the middle of the run."""
+    sources = Sources(finished / "output" / "step-2", world["reward"], world["policy"], world["prompts"])
+    return probe_rollouts.fresh_rollouts(sources, 9, tiny_ppo.SETTINGS | changes, seed, bind("ppo"))
+
+
 def test_fresh_rollouts(finished: Path, world: dict[str, Path]) -> None:
-    arguments = (finished / "output" / "step-2", world["policy"], world["reward"], world["prompts"], 9)
-    samples = probe_rollouts.fresh_rollouts(*arguments, tiny_ppo.SETTINGS, seed=0, objective=bind("ppo"))
-    again = probe_rollouts.fresh_rollouts(*arguments, tiny_ppo.SETTINGS, seed=0, objective=bind("ppo"))
-    other = probe_rollouts.fresh_rollouts(*arguments, tiny_ppo.SETTINGS, seed=1, objective=bind("ppo"))
+    samples, again, other = (fresh(finished, world, seed=seed) for seed in (0, 0, 1))
     assert len(samples) == 9
     assert len({sample.id for sample in samples}) == 9
     assert [s.response_ids for s in samples] == [s.response_ids for s in again]
@@ -262,6 +268,35 @@ def test_fresh_rollouts(finished: Path, world: dict[str, Path]) -> None:
         assert sample.ended == (sample.response_ids[-1] == 2)
         _check_against_formulas(sample)
     assert any((sample.logps_R - sample.ref_logps_R).abs().max() > 1e-3 for sample in samples)
+
+
+def test_fresh_rollouts_come_from_the_engine_of_training(finished: Path, world: dict[str, Path]) -> None:
+    cached, generated = fresh(finished, world), fresh(finished, world, rollout="generate")
+    assert [sample.response_ids for sample in generated] == [sample.response_ids for sample in cached]
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(InputError, match="vllm is not installed"):
+            fresh(finished, world, rollout="vllm")
+
+
+def test_probe_and_trainer_make_the_same_of_the_same_responses(
+    finished: Path, world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Rollouts, Experience]] = []
+
+    def watch(models: Models, rollouts: Rollouts, *arguments: Any) -> Experience:
+        seen.append((rollouts, evaluate(models, rollouts, *arguments)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(train, "evaluate", watch)
+    train.train_online(**job(world, tmp_path, settings={"max_steps": 1, "checkpoints": [0]}))
+    rollouts, trained = seen[0]
+    monkeypatch.setattr(probe_rollouts, "roll_out", lambda *_: rollouts)
+    sources = Sources(tmp_path / "output" / "step-0", world["reward"], world["policy"], world["prompts"])
+    samples = probe_rollouts.fresh_rollouts(sources, 8, tiny_ppo.SETTINGS, 0, bind("ppo"))
+    for row, sample in enumerate(samples):
+        mask = trained.batch.loss_mask_BT[row]
+        assert torch.equal(sample.advantages_R, trained.advantages.whitened_BT[row][mask])
+        assert torch.equal(sample.values_R, trained.old_values_BT[row][mask])
 
 
 def _check_against_formulas(sample: probe_rollouts.RolloutSample) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
-from po_dynamics.training.offline_trainer import learning_rate_factor
 from po_dynamics.training.reference import compute_reference, read_reference
 from po_dynamics.training.resume import ShuffledRows
 from safetensors.torch import load_file
@@ -189,21 +188,6 @@ def test_gradient_checkpointing_is_on(world, tmp_path, monkeypatch):
     root = train(world, tmp_path, gradient_checkpointing=True, max_steps=1, checkpoints=[1])
     assert len(calls) == 8  # two layers, two micro-batches, forward and again in backward
     assert log_of(root)[0]["grad_norm"] > 0
-
-
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-def test_schedules_are_those_of_transformers(name):
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler("constant_with_warmup" if name == "constant" else name, optimizer, 3, 20)
-    for step in range(20):
-        assert learning_rate_factor(step, name, 3, 20) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        scheduler.step()
-
-
-# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(

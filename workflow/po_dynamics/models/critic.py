@@ -84,10 +84,10 @@ def read_normalisation(folder: Path) -> tuple[float, float]:
     return mean, std
 
 
-def token_values(critic: nn.Module, batch: Batch, mask_BT: Tensor) -> Tensor:
-    """V of the state before each predicted token, (B, T); 0 outside `mask_BT`."""
+def token_values(critic: nn.Module, batch: Batch) -> Tensor:
+    """V of the state before each predicted token, (B, T); 0 outside `loss_mask_BT`."""
     values_BL = critic(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL)
-    return values_BL[:, :-1].masked_fill(~mask_BT, 0.0)
+    return values_BL[:, :-1].masked_fill(~batch.loss_mask_BT, 0.0)
 
 
 def final_values(critic: nn.Module, batch: Batch) -> Tensor:

@@ -13,13 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from po_dynamics.models.batches import Batch, collate
 from po_dynamics.models.critic import Critic, final_values
 from po_dynamics.models.loading import turn_off_dropout
-from po_dynamics.objectives.registry import bind
-from po_dynamics.parity import ppo
-from po_dynamics.parity.ppo import Case, Reading, compare, losses, worst
-from po_dynamics.ppo.experience import Experience, all_logps, all_values
-from po_dynamics.ppo.update import Learner, MicroBatch, Update, grad_norm, make_optimizer, set_learning_rates
-
-Quantity = tuple[str, float]
+from po_dynamics.parity.advantages import Replay, estimate, penalised_scores
+from po_dynamics.parity.cases import Case, Quantity, Reading, compare, read, worst
+from po_dynamics.parity.update import MicroBatch, TrlUpdate, losses
+from po_dynamics.ppo.advantages import kl_estimate
+from po_dynamics.ppo.experience import all_logps, all_values
+from po_dynamics.ppo.update import Learner, grad_norm, make_optimizer, set_learning_rates
 
 
 class Positions(nn.Module):
@@ -78,11 +77,11 @@ class Trajectory:
             yield f"level 3: final/{role}", max(errors)
 
     def update(self, update: int) -> Iterator[Quantity]:
-        case, u, reading = self.case, f"u{update}", ppo.read(self.case, update)
-        experience, raw, scores_N = self.roll_out(update, reading)
+        case, u, reading = self.case, f"u{update}", read(self.case, update)
+        replay, raw, scores_N = self.roll_out(update, reading)
         for name, (ours, mask) in raw.items():
             yield f"level 3: {name}", worst(ours[mask], case(f"{u}/{name}")[mask])
-        estimated, context = experience.advantages, self.context(update)
+        estimated, context = replay.states.advantages, self.context(update)
         whole = {
             "scores_raw": scores_N,
             "rewards": estimated.rewards_BT[:, context:],
@@ -91,23 +90,20 @@ class Trajectory:
         }
         yield from compare(case, u, 3, whole)
 
-        found: list[Quantity] = []
-        watch = Watch(case, update, experience, self.learner, found)
+        watch = Watch(case, update, replay, self.learner)
         set_learning_rates(self.learner, self.settings, update)
-        objective = bind("ppo", {"epsilon": case.config["cliprange"]})
-        settings = case.settings(update)
-        run = Update(self.learner, objective, settings, update, watch)
+        run = TrlUpdate(case, update, self.learner, watch)
         run.since_step = self.since_step
-        run(experience, [case(f"{u}/epoch{epoch}/b_inds").tolist() for epoch in range(self.settings.epochs)])
+        run.replay(replay, [case(f"{u}/epoch{epoch}/b_inds").tolist() for epoch in range(self.settings.epochs)])
         self.since_step = run.since_step
-        yield from found
+        yield from watch.found
         yield from watch.metrics(reading, raw, scores_N)
 
     def context(self, update: int) -> int:
         """Columns of predictions before the response: C − 1."""
         return int(self.case(f"u{update}/context_length")) - 1
 
-    def roll_out(self, update: int, reading: Reading) -> tuple[Experience, dict[str, tuple[Tensor, Tensor]], Tensor]:
+    def roll_out(self, update: int, reading: Reading) -> tuple[Replay, dict[str, tuple[Tensor, Tensor]], Tensor]:
         """The experience on TRL's rows, raw quantities with the entries to compare, and raw scores."""
         case, context, settings = self.case, self.context(update), self.settings
         sampled = case(f"u{update}/query_responses")
@@ -118,14 +114,15 @@ class Trajectory:
         size, response = settings.micro_batch_size, slice(context, None)
         logps = all_logps(Positions(self.policy, float32=True), batch, settings.temperature, size)[:, response]
         ref_logps = all_logps(self.reference, batch, settings.temperature, size)[:, response]
-        values = all_values(self.learner.critic, batch, everything, size)[:, response]
+        values = all_values(self.learner.critic, batch, size)[:, response]
         scores_N = self.scores(update, reading)
         # TRL's old log-probs are float32 sums in an order of their own. Where ours agree to rounding, the trajectory
         # goes on with the recorded ones: Adam would amplify the last bit where the true gradient is zero.
         recorded = case(f"u{update}/logprobs_raw")
         agrees = (logps - recorded).abs() <= 1e-6 * recorded.abs().clamp(min=1.0)
         old_logps = recorded.where(agrees, logps.double())
-        experience = on_rows(ppo.estimate(case, reading, scores_N, old_logps, ref_logps, values), batch, context)
+        estimated = estimate(case, reading, scores_N, old_logps, ref_logps, values)
+        replay = estimated.columns(lambda part: nn.functional.pad(part, (context, 0)), batch)
         # A sampled pad is no target here; after one, TRL's generation scores attend to it, its forward pass does not.
         targets, always = attended[:, context + 1 :], torch.ones_like(reading.mask)
         raw = {
@@ -133,7 +130,7 @@ class Trajectory:
             "ref_logprobs_raw": (ref_logps, targets),
             "values_raw": (values, always),
         }
-        return experience, raw, scores_N
+        return replay, raw, scores_N
 
     def scores(self, update: int, reading: Reading) -> Tensor:
         """The reward model at the last token before the first pad, on right-padded rows."""
@@ -146,38 +143,23 @@ class Trajectory:
             return final_values(self.reward, collate([row[:-1] for row in rows], [row[-1:] for row in rows], 0))
 
 
-def on_rows(experience: Experience, batch: Batch, context: int) -> Experience:
-    """From columns of the response to columns of the whole row."""
-
-    def widen(part: Tensor) -> Tensor:
-        return nn.functional.pad(part, (context, 0))
-
-    masked = batch._replace(loss_mask_BT=widen(experience.batch.loss_mask_BT))
-    estimated = type(experience.advantages)(*map(widen, experience.advantages))
-    parts = map(
-        widen, (experience.value_mask_BT, experience.old_logps_BT, experience.ref_logps_BT, experience.old_values_BT)
-    )
-    return Experience(masked, *parts, estimated, experience.quantiles)  # type: ignore[arg-type, call-arg]
-
-
 class Watch:
     """Compares each micro-batch before the optimizers step, and then what TRL logs of the update."""
 
-    def __init__(
-        self, case: Case, update: int, experience: Experience, learner: Learner, found: list[Quantity]
-    ) -> None:
-        self.case, self.update, self.experience, self.learner, self.found = case, update, experience, learner, found
+    def __init__(self, case: Case, update: int, replay: Replay, learner: Learner) -> None:
+        self.case, self.update, self.replay, self.learner = case, update, replay, learner
+        self.found: list[Quantity] = []
         self.context = int(case(f"u{update}/context_length")) - 1
         self.seen: list[dict[str, Tensor]] = []
 
     def __call__(self, micro: MicroBatch) -> None:
-        prefix, width = f"u{self.update}/micro{len(self.seen)}", self.experience.value_mask_BT.shape[1]
+        prefix, width = f"u{self.update}/micro{len(self.seen)}", self.replay.mask_BT.shape[1]
         rows = torch.tensor(micro.rows)
 
         def own(part_BT: Tensor) -> Tensor:
             return nn.functional.pad(part_BT, (0, width - part_BT.shape[1]))[:, self.context :]
 
-        whole = part_of(self.experience, rows, self.context)
+        whole = self.replay.columns(lambda part_BT: part_BT[rows][:, self.context :], self.replay.states.batch)
         ours = losses(self.case, whole, own(micro.logps_BT), own(micro.values_BT))
         del ours["grad_new_logprobs"], ours["grad_vpred"]
         ours["inds"], ours["optimizer_stepped"] = rows, torch.tensor(micro.steps)
@@ -190,7 +172,7 @@ class Watch:
 
     def entropy(self, rows: Tensor) -> Tensor:
         """Mean over all columns of the response, padding included, as TRL has it."""
-        batch = self.experience.batch
+        batch = self.replay.states.batch
         with torch.no_grad():
             logits = self.learner.policy(
                 input_ids=batch.input_ids_BL[rows], attention_mask=batch.attention_mask_BL[rows], use_cache=False
@@ -209,12 +191,10 @@ class Watch:
         case, settings = self.case, self.case.settings()
         golden = dict(zip(case.meta["metric_names"], case(f"u{self.update}/metrics"), strict=True))
         sampled = case(f"u{self.update}/query_responses")[:, self.context + 1 :]
-        logps, penalty = raw["logprobs_raw"][0], settings.missing_eos_penalty or 0.0
-        kl = ppo.advantages.kl_estimate(
-            self.experience.old_logps_BT, self.experience.ref_logps_BT, settings.kl_estimator
-        ).sum(1)
+        logps, experience = raw["logprobs_raw"][0], self.replay.states
+        kl = kl_estimate(experience.old_logps_BT, experience.ref_logps_BT, settings.kl_estimator).sum(1)
         stats = {name: self.slots([seen[name].double() for seen in self.seen]) for name in AVERAGED}
-        score = (scores_N - penalty * (~reading.ended_N)).mean()
+        score = penalised_scores(case, reading, scores_N).mean()
         ours = {metric: stats[name].mean() for name, metric in AVERAGED.items()} | {
             "objective/kl": kl.mean(),
             "objective/entropy": -logps.masked_fill(~reading.mask, 0.0).sum(1).mean(),
@@ -240,21 +220,3 @@ AVERAGED = {
     "vf_clipfrac": "val/clipfrac_avg",
     "ratio_mean": "val/ratio",
 }
-
-
-def part_of(experience: Experience, rows: Tensor, context: int) -> Experience:
-    """Some rows, all columns of the response."""
-
-    def cut(part: Tensor) -> Tensor:
-        return part[rows][:, context:]
-
-    mask = cut(experience.batch.loss_mask_BT)
-    return Experience(
-        Batch(mask, mask, mask),
-        cut(experience.value_mask_BT),
-        cut(experience.old_logps_BT),
-        cut(experience.ref_logps_BT),
-        cut(experience.old_values_BT),
-        type(experience.advantages)(*map(cut, experience.advantages)),
-        None,
-    )

@@ -15,7 +15,6 @@ from torch import Tensor
 from po_dynamics.objectives.tokens import group_normalise
 
 KLEstimator = Literal["k1", "k3"]
-ScorePosition = Literal["eos", "after_eos"]
 
 
 class Advantages(NamedTuple):
@@ -38,16 +37,11 @@ def penalise_missing_eos(scores_B: Tensor, ended_B: Tensor, penalty: float | Non
     return scores_B if penalty is None else scores_B - penalty * (~ended_B).to(scores_B)
 
 
-def score_columns(last_B: Tensor, width: int, position: ScorePosition = "eos") -> Tensor:
-    """Column that receives the score: the last response token, or the one after it where there is room.
-
-    `last_B` is the column of the last response token (−1: the response is empty and starts at column 0), `width` is T.
-    """
-    return torch.where(last_B + 1 < width, last_B + 1, last_B) if position == "after_eos" else last_B
-
-
 def token_rewards(kl_BT: Tensor, scores_B: Tensor, columns_B: Tensor, kl_coefficient: float) -> Tensor:
-    """−kl_coefficient · KL on every token, plus the score in its column (Stiennon et al. 2020, Ziegler et al. 2019)."""
+    """−kl_coefficient · KL on every token, plus the score in its column (Stiennon et al. 2020, Ziegler et al. 2019).
+
+    `columns_B` is the column of each row that receives the score: that of the last response token.
+    """
     rewards_BT = -kl_coefficient * kl_BT
     rows_B = torch.arange(len(rewards_BT), device=rewards_BT.device)
     return rewards_BT.index_put((rows_B, columns_B), scores_B.to(rewards_BT), accumulate=True)
@@ -90,33 +84,35 @@ def estimate(
     rewards_BT: Tensor,
     values_BT: Tensor,
     mask_BT: Tensor,
-    value_mask_BT: Tensor,
     gamma: float,
     lam: float,
     whiten_rewards: bool = False,
+    group_size: int | None = None,
 ) -> Advantages:
-    """GAE, returns (of the raw advantages) and whitened advantages.
+    """Advantages and the returns that the critic learns, of the response tokens `mask_BT` of a whole batch.
 
-    `mask_BT` marks the response tokens, `value_mask_BT` the states that have a value: the same columns, and one
-    more per row where the score sits after the EOS.
+    Without a `group_size`, the raw advantages are GAE's and are whitened. With one (GRPO), they compare the responses
+    to one prompt, and are not whitened again; the returns are GAE's all the same.
     """
-    if whiten_rewards:
-        rewards_BT = whiten(rewards_BT, value_mask_BT, shift_mean=False)
-    raw_BT = gae(rewards_BT, values_BT, gamma, lam).masked_fill(~value_mask_BT, 0.0)
-    return Advantages(rewards_BT, raw_BT, whiten(raw_BT, mask_BT), raw_BT + values_BT)
+    gae_rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if whiten_rewards else rewards_BT
+    gae_BT = gae(gae_rewards_BT, values_BT, gamma, lam).masked_fill(~mask_BT, 0.0)
+    returns_BT = gae_BT + values_BT
+    if group_size is not None:
+        relative_BT = group_relative(rewards_BT, mask_BT, group_size)
+        return Advantages(gae_rewards_BT, relative_BT, relative_BT, returns_BT)
+    return Advantages(gae_rewards_BT, gae_BT, whiten(gae_BT, mask_BT), returns_BT)
 
 
-def group_relative(estimated: Advantages, rewards_BT: Tensor, mask_BT: Tensor, size: int) -> Advantages:
-    """Advantages of GRPO (arXiv 2402.03300, outcome supervision) in place of GAE's; `size` consecutive rows a prompt.
+def group_relative(rewards_BT: Tensor, mask_BT: Tensor, size: int) -> Tensor:
+    """Advantages of GRPO (arXiv 2402.03300, outcome supervision), (B, T); `size` consecutive rows share a prompt.
 
     A response's reward is the sum of its token rewards, score − kl_coefficient · KL(response); normalised within the
-    group, it is the advantage of all its tokens, and is not whitened again. Returns, which the critic learns, stay.
+    group, it is the advantage of all its tokens.
     """
     rewards_B = rewards_BT.sum(1)
     groups_B = torch.arange(len(rewards_B), device=rewards_B.device) // size
     advantages_B = group_normalise(rewards_B, groups_B)
-    advantages_BT = advantages_B.unsqueeze(1).expand_as(mask_BT).masked_fill(~mask_BT, 0.0)
-    return estimated._replace(raw_BT=advantages_BT, whitened_BT=advantages_BT)
+    return advantages_B.unsqueeze(1).expand_as(mask_BT).masked_fill(~mask_BT, 0.0)
 
 
 def adapt_kl_coefficient(

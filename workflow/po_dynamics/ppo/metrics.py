@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from torch import Tensor
 from tqdm import tqdm
 
-from po_dynamics.models.sampling import Response
 from po_dynamics.objectives.components import components
 from po_dynamics.objectives.components import groups as quantile_groups
 from po_dynamics.ppo import advantages
-from po_dynamics.ppo.experience import Experience
-from po_dynamics.ppo.settings import PPOSettings
+from po_dynamics.ppo.experience import Experience, Rollouts
+from po_dynamics.settings.online import Online
 
 
-def of_rollouts(experience: Experience, responses: Sequence[Response], scores_B: Tensor) -> dict[str, float]:
+def of_rollouts(experience: Experience, rollouts: Rollouts) -> dict[str, float]:
     """Means over response tokens unless the name says otherwise; nats; padding never counts.
 
     `sampling_mismatch` is the mean of log q − log π over the sampled tokens: q the law they were drawn from (top-p, the
@@ -24,13 +22,14 @@ def of_rollouts(experience: Experience, responses: Sequence[Response], scores_B:
     where the engine does not tell).
     """
     mask_BT, estimated = experience.batch.loss_mask_BT, experience.advantages
+    responses, scores_B = rollouts.responses, rollouts.scores_B
     tokens, rows = int(mask_BT.sum()), len(responses)
     logps_BT, ref_logps_BT = experience.old_logps_BT, experience.ref_logps_BT
     k1 = float(advantages.kl_estimate(logps_BT, ref_logps_BT, "k1").sum())
     k3 = float(advantages.kl_estimate(logps_BT, ref_logps_BT, "k3").sum())
     surprise = -float(logps_BT.sum())
     exact = [response.entropy for response in responses if response.entropy is not None]
-    explained = advantages.explained_variance(experience.old_values_BT, estimated.returns_BT, experience.value_mask_BT)
+    explained = advantages.explained_variance(experience.old_values_BT, estimated.returns_BT, mask_BT)
     return {
         "reward": float(scores_B.mean()),
         "reward_std": float(scores_B.std(unbiased=False)),
@@ -58,13 +57,13 @@ def _component_shares(experience: Experience, tokens: int) -> dict[str, float]:
     return shares | raw
 
 
-def announce(options: PPOSettings, processes: int, prompts: int, too_long: int) -> None:
+def announce(settings: Online, processes: int, prompts: int, too_long: int) -> None:
     """Prints what the settings amount to."""
     print(
-        f"PPO: {options.max_steps} updates of {options.batch_size} episodes on {processes} process(es); global batch "
-        f"{options.batch_size // options.mini_batches} responses per optimizer step, "
-        f"{options.epochs * options.mini_batches} steps per update; "
-        f"{prompts} prompts, {too_long} left out as longer than {options.max_prompt_length} tokens",
+        f"PPO: {settings.max_steps} updates of {settings.batch_size} episodes on {processes} process(es); global batch "
+        f"{settings.batch_size // settings.mini_batches} responses per optimizer step, "
+        f"{settings.epochs * settings.mini_batches} steps per update; "
+        f"{prompts} prompts, {too_long} left out as longer than {settings.max_prompt_length} tokens",
         file=sys.stderr,
         flush=True,
     )

@@ -23,41 +23,41 @@ from po_dynamics.errors import InputError
 from po_dynamics.models import armorm, reward_models
 from po_dynamics.models.critic import Critic
 from po_dynamics.models.loading import load_model
-from po_dynamics.ppo.settings import PPOSettings
 from po_dynamics.ppo.update import Learner, make_optimizer
+from po_dynamics.settings.online import Online
 from po_dynamics.storage.atomic import atomic_folder, remove, write_json
 from po_dynamics.storage.checkpoints import save_step
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def make_learner(policy: Path, reward: str | Path, options: PPOSettings, accelerator: Accelerator) -> Learner:
+def make_learner(policy: Path, reward: str | Path, settings: Online, accelerator: Accelerator) -> Learner:
     """Policy and critic in float32, dropout off, each with its own AdamW, prepared for the processes."""
     actor, critic = load_model(policy, device="cpu"), load_critic(reward, policy)
     for model in (actor, critic.model):
         model.train()
-        if options.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     (policy_, policy_optimizer), (critic_, critic_optimizer) = (
-        prepare(model, rate, options, accelerator)
+        prepare(model, rate, settings, accelerator)
         for model, rate in (
-            (actor, options.learning_rate),
-            (critic, options.critic_learning_rate or options.learning_rate),
+            (actor, settings.learning_rate),
+            (critic, settings.critic_learning_rate or settings.learning_rate),
         )
     )
     return Learner(policy_, critic_, policy_optimizer, critic_optimizer, accelerator)
 
 
 def prepare(
-    model: nn.Module, rate: float, options: PPOSettings, accelerator: Accelerator
+    model: nn.Module, rate: float, settings: Online, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model as the processes share it, and its AdamW; sharding replaces the parameters of both at once."""
     if not accelerator.is_fsdp2:
         model = accelerator.prepare(model)
-        return model, make_optimizer(model, rate, options.weight_decay, options.adam_epsilon)
-    optimizer = make_optimizer(model, rate, options.weight_decay, options.adam_epsilon)
+        return model, make_optimizer(model, rate, settings.weight_decay, settings.adam_epsilon)
+    optimizer = make_optimizer(model, rate, settings.weight_decay, settings.adam_epsilon)
     model, optimizer = accelerator.prepare(model, optimizer)
-    return model, plain(optimizer)
+    return model, unwrap(optimizer)
 
 
 def load_critic(reward: str | Path, policy: Path) -> Critic:
@@ -112,12 +112,12 @@ def restore(state: Path, learner: Learner) -> tuple[int, float] | None:
 
 def _parts(learner: Learner) -> list[tuple[str, nn.Module, torch.optim.Optimizer]]:
     return [
-        ("policy", learner.policy, plain(learner.policy_optimizer)),
-        ("critic", learner.critic, plain(learner.critic_optimizer)),
+        ("policy", learner.policy, unwrap(learner.policy_optimizer)),
+        ("critic", learner.critic, unwrap(learner.critic_optimizer)),
     ]
 
 
-def plain(optimizer: Any) -> torch.optim.Optimizer:
+def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer inside accelerate's wrapper."""
     return getattr(optimizer, "optimizer", optimizer)
 
@@ -146,18 +146,12 @@ def save_checkpoint(state: Path, learner: Learner, tokenizer: Any, step: int, kl
         accelerator.unwrap_model(learner.policy),
         tokenizer,
         folder,
-        optimizer=plain(learner.policy_optimizer),
+        optimizer=unwrap(learner.policy_optimizer),
         critic=accelerator.unwrap_model(learner.critic).model,
     )
     if accelerator.is_main_process:
         write_json(folder / "ppo.json", {"step": step, "kl_coefficient": kl_coefficient})
     accelerator.wait_for_everyone()
-
-
-def kl_coefficient(checkpoint: Path, default: float) -> float:
-    """The KL coefficient stored beside a checkpoint's weights, else `default`."""
-    path = checkpoint / "ppo.json"
-    return float(json.loads(path.read_text())["kl_coefficient"]) if path.is_file() else default
 
 
 def publish(state: Path, output: Path, log: Path) -> None:

@@ -1,5 +1,8 @@
 """One PPO update: epochs over a roll-out batch, the coefficients' surrogate for the policy, regression for the critic.
 
+`Update` reads from the top: epochs, mini-batches (an optimizer step each), micro-batches (a forward and a backward pass
+of both models each). The losses and optimizers that it uses come before it.
+
 The policy's gradient is −(1/T) Σ c_t ∇log π(y_t) with the detached coefficients of `objectives`, so what trains is what
 the probe measures. T counts the response tokens of the mini-batch over all processes.
 """
@@ -7,7 +10,8 @@ the probe measures. T counts the response tokens of the mini-batch over all proc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,10 +22,11 @@ from torch import Tensor, nn
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import lengths, similar_lengths, token_logps
 from po_dynamics.models.critic import token_values
+from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.tokens import Tokens, TokenTerms
 from po_dynamics.ppo.experience import Experience
-from po_dynamics.ppo.settings import PPOSettings
+from po_dynamics.settings.online import Online
 from po_dynamics.storage import sharding
 
 
@@ -51,23 +56,6 @@ class ValueTerms(NamedTuple):
     clipped_BT: Tensor
 
 
-class MicroBatch(NamedTuple):
-    """What one forward and backward pass of both models gave; handed to observers before the optimizers step."""
-
-    rows: list[int]
-    experience: Experience
-    logps_BT: Tensor
-    values_BT: Tensor
-    terms: TokenTerms
-    value_terms: ValueTerms
-    policy_loss: Tensor  # scalars of this micro-batch, before scaling
-    value_loss: Tensor
-    steps: bool  # the optimizers step after it
-
-
-Observer = Callable[[MicroBatch], None]
-
-
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float, epsilon: float) -> torch.optim.AdamW:
     """AdamW(0.9, 0.999); weight decay on matrices only, not on biases and norms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -78,13 +66,14 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float, 
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), eps=epsilon)
 
 
-def set_learning_rates(learner: Learner, settings: PPOSettings, step: int) -> None:
-    """Learning rates are a function of the step: nothing of a scheduler has to be saved."""
-    factor = settings.lr_factor(step)
-    rates = settings.learning_rate, settings.critic_learning_rate or settings.learning_rate
-    for optimizer, rate in zip((learner.policy_optimizer, learner.critic_optimizer), rates, strict=True):
+def set_learning_rates(learner: Learner, settings: Online, step: int) -> float:
+    """Sets the learning rates of update `step` (from 0), a function of the step alone; returns the policy's."""
+    factor = learning_rate_factor(step, settings.lr_schedule, 0, settings.max_steps)
+    rate, critic_rate = settings.learning_rate, settings.critic_learning_rate or settings.learning_rate
+    for optimizer, peak in ((learner.policy_optimizer, rate), (learner.critic_optimizer, critic_rate)):
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            group["lr"] = peak * factor
+    return rate * factor
 
 
 def surrogate(terms: TokenTerms, logps_BT: Tensor, divisor: Tensor | float) -> Tensor:
@@ -95,7 +84,7 @@ def surrogate(terms: TokenTerms, logps_BT: Tensor, divisor: Tensor | float) -> T
 
 def value_terms(values_BT: Tensor, experience: Experience, clip: float | None) -> ValueTerms:
     """½ max((V − R)², (V_clip − R)²), V_clip within `clip` of the old value (Schulman et al.'s PPO code; TRL 1.12)."""
-    mask_BT, returns_BT = experience.value_mask_BT, experience.advantages.returns_BT
+    mask_BT, returns_BT = experience.batch.loss_mask_BT, experience.advantages.returns_BT
     error_BT = (values_BT - returns_BT).square()
     if clip is None:
         return ValueTerms(0.5 * error_BT.masked_fill(~mask_BT, 0.0), torch.zeros_like(mask_BT))
@@ -120,100 +109,68 @@ def clip_grad_norm(model: nn.Module, limit: float, accelerator: Accelerator) -> 
 class Update:
     """Runs one update and keeps its sums: `Update(learner, objective, settings, step)(experience, orders)`."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        objective: Objective,
-        settings: PPOSettings,
-        step: int,
-        observe: Observer | None = None,
-    ) -> None:
-        self.learner, self.settings, self.step, self.observe = learner, settings, step, observe
-        self.objective = objective
+    def __init__(self, learner: Learner, objective: Objective, settings: Online, step: int) -> None:
+        self.learner, self.objective, self.settings, self.step = learner, objective, settings, step
+        self.trains_policy = step >= settings.critic_warmup_steps
         self.sums: dict[str, float] = defaultdict(float)
         self.norms: dict[str, list[float]] = {"policy": [], "critic": []}
         self.first_ratio: tuple[float, float] | None = None
-        self.trains_policy = step >= settings.critic_warmup_steps
-        self.since_step = 0  # micro-batches since the optimizers last stepped
 
     def __call__(self, experience: Experience, orders: Sequence[Sequence[int]]) -> None:
         """One epoch per order; an order permutes the rows of the whole batch, the same on every process."""
         for order in orders:
             size = len(order) // self.settings.mini_batches
             for start in range(0, len(order), size):
-                self._mini_batch(experience, list(order[start : start + size]))
+                self.mini_batch(experience, list(order[start : start + size]))
 
-    def _mini_batch(self, experience: Experience, rows: list[int]) -> None:
-        """Accumulates the micro-batches of this process and steps."""
-        settings = self.settings
+    def mini_batch(self, experience: Experience, rows: list[int]) -> None:
+        """Accumulates the gradients of this process's micro-batches and steps."""
         index = torch.as_tensor(rows, device=experience.old_logps_BT.device)
         tokens = int(experience.batch.loss_mask_BT[index].sum())
-        states = int(experience.value_mask_BT[index].sum())
-        micros = self._micro_batches(experience, rows)
-        for number, micro in enumerate(micros, start=1):
-            self.since_step += 1
-            last = number == len(micros) if settings.step_every is None else self.since_step == settings.step_every
-            self._micro_batch(experience, micro, tokens, states, last)
-            if last:
-                self._optimizer_step(rows)
-                self.since_step = 0
+        # The gradients are averaged over the processes, hence their number.
+        divisor = max(tokens, 1) / self.learner.accelerator.num_processes
+        micro_batches = self.micro_batches(experience, rows)
+        for number, micro in enumerate(micro_batches, start=1):
+            part, last = experience.rows(micro), number == len(micro_batches)
+            logps_BT, terms = self.policy_pass(part, divisor, last)
+            _, value_terms = self.critic_pass(part, divisor, last)
+            self.record(part, logps_BT, terms, value_terms, micro)
+        self.optimizer_step(rows)
 
-    def _micro_batches(self, experience: Experience, rows: list[int]) -> list[list[int]]:
+    def micro_batches(self, experience: Experience, rows: list[int]) -> list[list[int]]:
         """The rows of this process in forward passes; with token weights the grouping does not change the gradient."""
-        settings, accelerator = self.settings, self.learner.accelerator
-        size = settings.micro_batch_size
-        if settings.loss_norm == "micro_mean":
-            own = rows[accelerator.process_index :: accelerator.num_processes]
-            return [own[start : start + size] for start in range(0, len(own), size)]
-        widths = lengths(experience.value_mask_BT)
+        accelerator, widths = self.learner.accelerator, lengths(experience.batch.loss_mask_BT)
         rows = sorted(rows, key=lambda row: -widths[row])
         own = rows[accelerator.process_index :: accelerator.num_processes]
-        return similar_lengths(own, widths, size)
+        return similar_lengths(own, widths, self.settings.micro_batch_size)
 
-    def _micro_batch(self, experience: Experience, rows: list[int], tokens: int, states: int, last: bool) -> None:
-        """Forward and backward of both models on some rows; DDP averages over processes, hence their number."""
-        settings, learner, accelerator = self.settings, self.learner, self.learner.accelerator
-        part = experience.rows(rows)
-        own_tokens, own_states = int(part.batch.loss_mask_BT.sum()), int(part.value_mask_BT.sum())
-        policy_divisor, value_divisor = (
-            max(tokens, 1) / accelerator.num_processes,
-            max(states, 1) / accelerator.num_processes,
-        )
-        if settings.loss_norm == "micro_mean":
-            policy_divisor = max(own_tokens, 1) * settings.accumulation
-            value_divisor = max(own_states, 1) * settings.accumulation
-        with _synchronised(learner.policy, accelerator, last):
-            if self.trains_policy:
-                logps_BT = token_logps(learner.policy, part.batch, settings.temperature)  # type: ignore[arg-type]
-                terms = self._terms(part, logps_BT)
-                accelerator.backward(surrogate(terms, logps_BT, policy_divisor))
-            else:
-                logps_BT, terms = part.old_logps_BT, self._terms(part, part.old_logps_BT)
-        with _synchronised(learner.critic, accelerator, last):
-            values_BT = token_values(learner.critic, part.batch, part.value_mask_BT)
-            errors = value_terms(values_BT, part, settings.value_clip)
-            accelerator.backward(settings.value_coefficient * errors.loss_BT.sum() / value_divisor)
-        micro = MicroBatch(
-            rows,
-            part,
-            logps_BT.detach(),
-            values_BT.detach(),
-            terms,
-            ValueTerms(errors.loss_BT.detach(), errors.clipped_BT),
-            terms.loss_BT.sum() / max(own_tokens, 1),
-            errors.loss_BT.detach().sum() / max(own_states, 1),
-            last,
-        )
-        self._record(micro, own_tokens, own_states)
-        if self.observe:
-            self.observe(micro)
+    def policy_pass(self, part: Experience, divisor: float, last: bool) -> tuple[Tensor, TokenTerms]:
+        """Log-probs (B, T) and terms of some rows; accumulates the policy's gradient unless only the critic learns."""
+        if not self.trains_policy:
+            return part.old_logps_BT, self.terms(part, part.old_logps_BT)
+        accelerator, policy = self.learner.accelerator, self.learner.policy
+        with synchronised(policy, accelerator, last):
+            logps_BT = token_logps(policy, part.batch, self.settings.temperature)  # type: ignore[arg-type]
+            terms = self.terms(part, logps_BT)
+            accelerator.backward(surrogate(terms, logps_BT, divisor))
+        return logps_BT.detach(), terms
 
-    def _terms(self, part: Experience, logps_BT: Tensor) -> TokenTerms:
+    def critic_pass(self, part: Experience, divisor: float, last: bool) -> tuple[Tensor, ValueTerms]:
+        """Values (B, T) and their losses; accumulates the critic's gradient."""
+        accelerator, critic = self.learner.accelerator, self.learner.critic
+        with synchronised(critic, accelerator, last):
+            values_BT = token_values(critic, part.batch)
+            loss_BT, clipped_BT = value_terms(values_BT, part, self.settings.value_clip)
+            accelerator.backward(self.settings.value_coefficient * loss_BT.sum() / divisor)
+        return values_BT.detach(), ValueTerms(loss_BT.detach(), clipped_BT)
+
+    def terms(self, part: Experience, logps_BT: Tensor) -> TokenTerms:
+        """Losses and coefficients of the objective at these log-probs."""
         mask_BT = part.batch.loss_mask_BT
         tokens = Tokens(logps_BT.detach(), part.old_logps_BT, part.advantages.whitened_BT, mask_BT, part.quantiles)
         return self.objective(tokens, self.step)
 
-    def _optimizer_step(self, rows: Sequence[int]) -> None:
+    def optimizer_step(self, rows: Sequence[int]) -> None:
         """Checks, clips and steps both optimizers."""
         learner, settings = self.learner, self.settings
         pairs = [("critic", learner.critic, learner.critic_optimizer)]
@@ -230,55 +187,55 @@ class Update:
             optimizer.step()
             optimizer.zero_grad()
 
-    def _record(self, micro: MicroBatch, tokens: int, states: int) -> None:
-        part, mask_BT = micro.experience, micro.experience.batch.loss_mask_BT
-        log_ratio = (micro.logps_BT - part.old_logps_BT)[mask_BT]
+    def record(
+        self, part: Experience, logps_BT: Tensor, terms: TokenTerms, value_terms: ValueTerms, rows: Sequence[int]
+    ) -> None:
+        """Adds a micro-batch to the sums; NonFiniteError for a loss that is not finite."""
+        mask_BT = part.batch.loss_mask_BT
+        tokens, log_ratio = int(mask_BT.sum()), (logps_BT - part.old_logps_BT)[mask_BT]
         ratio = log_ratio.exp()
         if self.first_ratio is None and tokens:
             self.first_ratio = float(ratio.mean()), float((ratio - 1.0).abs().max())
-        on_policy_BT = self._terms(part, part.old_logps_BT).coefficient_BT
-        clipped_BT = (on_policy_BT != 0.0) & (micro.terms.coefficient_BT == 0.0)
+        on_policy_BT = self.terms(part, part.old_logps_BT).coefficient_BT
+        clipped_BT = (on_policy_BT != 0.0) & (terms.coefficient_BT == 0.0)
         sums = {
             "ratio": ratio.sum(),
             "step_kl": (log_ratio.expm1() - log_ratio).sum(),
             "clipped": clipped_BT.sum(),
-            "value_clipped": micro.value_terms.clipped_BT.sum(),
-            "policy_loss": micro.terms.loss_BT.sum(),
-            "value_loss": micro.value_terms.loss_BT.sum(),
+            "value_clipped": value_terms.clipped_BT.sum(),
+            "policy_loss": terms.loss_BT.sum(),
+            "value_loss": value_terms.loss_BT.sum(),
         }
         packed = torch.stack([value.double() for value in sums.values()])  # one transfer from the device
         for name, value in zip(sums, packed.tolist(), strict=True):
             self.sums[name] += value
             if name.endswith("loss") and not abs(value) < float("inf"):
-                raise NonFiniteError(f"the {name.replace('_', ' ')}", value, micro.rows)
+                raise NonFiniteError(f"the {name.replace('_', ' ')}", value, rows)
         self.sums["tokens"] += tokens
-        self.sums["states"] += states
 
     def metrics(self) -> dict[str, float]:
-        """Means over the tokens (or states) of all epochs and processes; norms before clipping, mean over the steps."""
+        """Means over the tokens of all epochs and processes; norms before clipping, mean over the steps."""
         names = list(self.sums)
         device = self.learner.accelerator.device
         packed = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=device)
         reduced = dict(zip(names, self.learner.accelerator.reduce(packed, "sum").tolist(), strict=True))
-        tokens, states = max(reduced["tokens"], 1.0), max(reduced["states"], 1.0)
+        tokens = max(reduced["tokens"], 1.0)
         norms = {key: sum(values) / len(values) if values else 0.0 for key, values in self.norms.items()}
         first = self.first_ratio or (1.0, 0.0)
         return {
             "policy_loss": reduced["policy_loss"] / tokens,
-            "value_loss": reduced["value_loss"] / states,
+            "value_loss": reduced["value_loss"] / tokens,
             "ratio_first": first[0],
             "ratio_first_deviation": first[1],
             "ratio": reduced["ratio"] / tokens,
             "step_kl": reduced["step_kl"] / tokens,
             "clip_fraction": reduced["clipped"] / tokens,
-            "value_clip_fraction": reduced["value_clipped"] / states,
+            "value_clip_fraction": reduced["value_clipped"] / tokens,
             "policy_grad_norm": norms["policy"],
             "critic_grad_norm": norms["critic"],
         }
 
 
-def _synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> Any:
+def synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[Any]:
     """Gradients are averaged over processes with the last micro-batch of a step only."""
-    import contextlib
-
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+    return nullcontext() if last else accelerator.no_sync(model)

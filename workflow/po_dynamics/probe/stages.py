@@ -92,6 +92,7 @@ def probe_online(
 
     `preferences` gives the prompts; `training` is `models.<model>.online`.
     """
+    from po_dynamics.ppo.experience import Sources
     from po_dynamics.ppo.probe_rollouts import fresh_rollouts
 
     settings = Probe.of(settings, "probe")
@@ -106,8 +107,8 @@ def probe_online(
     signature = _signature(inputs, models, objective.name, objective.parameters, settings.resolved())
 
     def draw(folder: Path) -> list[Sample]:
-        rollouts = fresh_rollouts(folder, reference, reward, preferences, n, training, seed, objective)
-        return rollout_samples(rollouts, batch_size)
+        sources = Sources(folder, reward, reference, preferences)
+        return rollout_samples(fresh_rollouts(sources, n, training, seed, objective), batch_size)
 
     temperature = training.get("temperature", 1.0)
     about = {"objective": objective, "final_set": final_set, "temperature": temperature}

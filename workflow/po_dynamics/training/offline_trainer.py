@@ -26,6 +26,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from po_dynamics.models.batches import Batch, token_logps
+from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
 from po_dynamics.settings.training import Offline
@@ -134,16 +135,6 @@ def _no_reference() -> PreTrainedModel:
     """What TRL is given in place of a reference model, so that it loads none: the log-probs are in the rows."""
     config = GPTNeoXConfig(vocab_size=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     return GPTNeoXForCausalLM(config)
-
-
-def learning_rate_factor(step: int, schedule: str, warmup: int, last: int) -> float:
-    """Factor on the learning rate of the update after `step`: linear warm-up, then constant, linear or cosine to 0."""
-    if step < warmup:
-        return step / warmup
-    if schedule == "constant":
-        return 1.0
-    done = min((step - warmup) / max(1, last - warmup), 1.0)
-    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class StepRecord(TrainerCallback):
