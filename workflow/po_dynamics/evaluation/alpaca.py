@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
 
 
 @contextmanager
@@ -95,9 +96,8 @@ def annotator_class() -> type:
         def save(self, path: Path | None = None) -> None:
             # The original writes onto the file itself: a kill leaves a cache that cannot be read.
             if (target := path or self.caching_path) is not None:
-                partial = Path(f"{target}.partial")
-                super().save(partial)
-                os.replace(partial, target)
+                with atomic_file(target) as temporary:
+                    super().save(temporary)
 
     return Annotator
 

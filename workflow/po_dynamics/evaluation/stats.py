@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
 
 DRAWS = 4000  # bootstrap resamples
 FLIPS = 9999  # random sign patterns of the randomisation test: the smallest p is 1e-4
@@ -257,6 +258,5 @@ def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Writes a table as CSV with six significant digits, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    table.to_csv(partial, index=False, float_format="%.6g")
-    partial.replace(path)
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from po_dynamics.errors import InputError
 from po_dynamics.figures import style
+from po_dynamics.storage.atomic import atomic_file
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
 _MODEL_FOLDERS = {"checkpoints", "base", "sft", "reward", "tokenizer", "state"}
@@ -69,9 +70,8 @@ def write_report(
             files=_files([results, win_rates, *tables], figures, output.parent),
         )
     )
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, output)
+    with atomic_file(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def find_records(root: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
 
 Runs = Mapping[str, Mapping[str, Any]]  # run name → objective, family, parameters
 
@@ -248,12 +248,10 @@ def save(figure: Figure, output: Path, title: str, caption: str) -> None:
 
     The PNG carries its title and caption as text metadata, `Title` and `Description`: the report reads them there.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     pdf = {"Title": title, "Subject": caption, "CreationDate": None, "ModDate": None}
     png = {"Title": title, "Description": caption, "Software": None}
     for path, metadata in ((output.with_suffix(".pdf"), pdf), (output, png)):
-        partial = path.with_name(f".{path.name}.partial")
         kind = path.suffix[1:]
-        figure.savefig(partial, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.04, dpi=200)
-        os.replace(partial, path)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight", pad_inches=0.04, dpi=200)
     plt.close(figure)

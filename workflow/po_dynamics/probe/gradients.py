@@ -40,8 +40,11 @@ class MiniBatch:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Measures mini-batches of one model along v (and, second, P⁻¹v); `apart` says which gradients are made apart."""
+class Gradients:
+    """Measures the gradient of each mini-batch of one model along v (and, as second direction, P⁻¹v).
+
+    `apart` names the components whose gradients are made one by one; only these have norms and segments.
+    """
 
     model: PreTrainedModel
     directions: Sequence[Direction]
@@ -55,7 +58,7 @@ class Measurement:
 
     def rows(self, mini: MiniBatch, audit: bool) -> list[dict[str, Any]]:
         """One row per component and segment; InputError where the passes disagree by more than the tolerance."""
-        measured, inner = self._gradients(mini)
+        measured, inner = self._measured(mini)
         floor = 0.01 * self.v_norm * math.sqrt(measured["TOT"][1].sum())
         audits = self._audit(mini) if audit else {}
         rows: list[dict[str, Any]] = []
@@ -91,7 +94,7 @@ class Measurement:
         """The place in `units` of every parameter."""
         return torch.tensor([self.units.index(unit) for unit in units(list(self.directions[0]))])
 
-    def _gradients(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
+    def _measured(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
         """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component made apart and of TOT; ⟨g_POS, g_NEG⟩."""
         signs = [name for name in self.apart if name not in GROUPS]
         part = self._apart(mini, signs)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from po_dynamics.data.schema import COLUMNS, Row, write_table
+from po_dynamics.data.schema import COLUMNS, Row, write_rows
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_folder
+from po_dynamics.storage.parquet import write_table
 from po_dynamics.world.facts import draw_intent, write_prompt
 from po_dynamics.world.gold import gold_reward, preference_probability
 from po_dynamics.world.language import train_tokenizer, write_answer, write_documents
-
-if TYPE_CHECKING:
-    pass
-
 
 # Of the SFT writers and of the template pairs (Beta distributions); see `language.write_answer`.
 QUALITY, STYLE = (2.2, 1.6), (1.2, 1.4)
@@ -41,7 +37,7 @@ def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
 
     with atomic_folder(output) as folder:
         documents = list(write_documents(settings["pretraining"], rng("pretraining")))
-        pq.write_table(pa.table({"text": documents}), folder / "pretraining.parquet")
+        write_table(pa.table({"text": documents}), folder / "pretraining.parquet")
         train_tokenizer(documents, folder / "tokenizer")
         rows = {
             "sft": _sft_rows(settings["sft"], rng("sft")),
@@ -50,7 +46,7 @@ def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
             "eval_prompts": _prompt_rows(settings["eval_prompts"], "eval", rng("eval")),
         }
         for name, columns in COLUMNS.items():
-            write_table(rows[name], folder / f"{name}.parquet", columns)
+            write_rows(rows[name], folder / f"{name}.parquet", columns)
 
 
 def _user(text: str) -> list[dict[str, str]]:
