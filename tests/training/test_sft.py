@@ -14,7 +14,7 @@ from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import NEW_PAD, load_tokenizer, prepare_tokenizer, read_tokenizer
-from po_dynamics.storage import state
+from po_dynamics.storage import checkpoints, state
 from po_dynamics.training import arguments, sft
 from safetensors.torch import load_file
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
@@ -118,7 +118,7 @@ def test_killed_at_the_worst_moments(inputs, whole, tmp_path, moment, monkeypatc
             state.TrainingLog, "append", lambda log, step, row: tiny.die() if step == 5 else append(log, step, row)
         )
     else:
-        monkeypatch.setattr(arguments.shutil, "copy2", lambda *a: tiny.die())
+        monkeypatch.setattr(checkpoints.shutil, "copy2", lambda *a: tiny.die())
     assert tiny.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
     assert not (tmp_path / "sft").exists()
     kept = {"step": "checkpoint-3", "publication": "checkpoint-8"}[moment]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from po_dynamics.data.schema import COLUMNS, Row, write_rows
-from po_dynamics.data.selection import copy_preferences
 from po_dynamics.errors import InputError
 from po_dynamics.storage.parquet import read_rows
 from po_dynamics.world.datasets import _pair, _user
@@ -25,13 +24,10 @@ def sample_preferences(model: Path, data: Path, output: Path, settings: Mapping[
     An on-policy pair is two distinct, complete samples (temperature 1) of `model` for a prompt of the data set,
     labelled by a Bradley–Terry draw from the gold reward. `data` is the folder of data sets.
     """
-    wanted = settings.get("on_policy_preferences", 0)
-    if not wanted:
-        copy_preferences(data, output)
-        return
     rows = read_rows(data / "preferences.parquet", ["id", *COLUMNS["preferences"]])
     prompts = [row["prompt"][-1]["content"] for row in rows]
-    sampled = _on_policy_rows(model, prompts, wanted, settings)
+    wanted = settings.get("on_policy_preferences", 0)
+    sampled = _on_policy_rows(model, prompts, wanted, settings) if wanted else []
     write_rows((*sampled, *rows), output, COLUMNS["preferences"])
 
 
