@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from po_dynamics.data import sources
@@ -115,25 +114,6 @@ def test_empty_or_impossible_sizes_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match=r"data\.eval_prompts is 20000"):
         write_world_data(tmp_path / "data", {**SETTINGS, "eval_prompts": 20000})
     assert not list(tmp_path.iterdir())
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def test_reading_a_table_names_file_and_columns(tmp_path):
-    path = tmp_path / "sft.parquet"
-    with pytest.raises(InputError, match="does not exist"):
-        read_rows(path, ["id"])
-    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), path)
-    with pytest.raises(InputError, match=r"sft\.parquet has no column prompt \(columns present: id, text\)"):
-        read_rows(path, ["id", "prompt"])
-    assert read_rows(path, ["text"]) == [{"text": "b"}]
-    pq.write_table(pa.table({"id": pa.array([], pa.string())}), path)
-    with pytest.raises(InputError, match="is empty; it needs"):
-        read_rows(path, ["id"])
-    path.write_text("no parquet")
-    with pytest.raises(InputError, match="not a Parquet file"):
-        read_rows(path, ["id"])
 
 
 # ----------------------------------------------------------------------------------------------------------------- hub
