@@ -6,8 +6,7 @@ OUTPUTS: results/{experiment}/tables/, results/{experiment}/figures/ and results
 
 # What a table or figure must know of the runs, by name.
 DESCRIBED = {
-    name: {"objective": run.objective, "family": run.family, "parameters": run.parameters}
-    for (_, name), run in RUNS.items()
+    name: {"objective": run.objective, "family": run.family, "parameters": run.parameters} for (_, name), run in RUNS.items()
 }
 
 
