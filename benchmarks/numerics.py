@@ -18,17 +18,18 @@ import pandas as pd
 import torch
 from po_dynamics.dynamics import tables
 from po_dynamics.dynamics.alignment import Probe, dynamics
+from po_dynamics.models.loading import load_model
 from po_dynamics.objectives.registry import bind
-from po_dynamics.probe.inputs import DTYPES, load_policy
-from po_dynamics.probe.passes import probe, with_reference
+from po_dynamics.probe.passes import Options, probe, with_reference
 from po_dynamics.probe.samples import Sample, from_frame
+from po_dynamics.probe.stages import DTYPES
 from transformers import PreTrainedModel
 
 COMPONENTS = ["TOT", "POS", "NEG", "TOP", "MID", "BOT"]
 
 
 def load(folder: Path, precision: str) -> PreTrainedModel:
-    return load_policy(folder, "fp32" if precision == "tf32" else precision)
+    return load_model(folder, attention="eager", dtype="float32" if precision == "tf32" else DTYPES[precision])
 
 
 def stored(folder: Path, n: int) -> tuple[list[Sample], list[Sample], dict]:
@@ -49,9 +50,9 @@ def alignment(
     """G by component."""
     if about["family"] == "offline":
         train = with_reference(train, load(reference, precision), tf32=precision == "tf32")
-    options = {"temperature": about["temperature"], "audits": 0, "tolerance": np.inf, "tf32": precision == "tf32"}
+    options = Options(temperature=about["temperature"], audits=0, tolerance=np.inf, tf32=precision == "tf32")
     model = load(checkpoint, precision)
-    result = probe(model, train, final, bind(about["objective"], about["parameters"]), about["step"], **options)
+    result = probe(model, train, final, bind(about["objective"], about["parameters"]), about["step"], options)
     table = dynamics(Probe({}, result)).query("segment == 'all' and not filtered")
     return table.set_index("component")[["G", "G_low", "G_high"]].loc[COMPONENTS].assign(step=about["step"])
 

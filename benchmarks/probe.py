@@ -24,11 +24,11 @@ from po_dynamics.data.preferences import EncodedPair
 from po_dynamics.dynamics.coefficients import component_masks, reweight
 from po_dynamics.models.batches import token_logps
 from po_dynamics.objectives.registry import bind
-from po_dynamics.probe.gradients import Measurement
+from po_dynamics.probe.gradients import Gradients
 from po_dynamics.probe.numerics import exact_arithmetic
 from po_dynamics.probe.passes import Passes, mini_batches, with_reference
 from po_dynamics.probe.samples import Sample, final_samples, pair_samples
-from po_dynamics.storage.pieces import Ledger
+from po_dynamics.storage.pieces import Pieces
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 COMPONENTS = ("TOT", "POS", "NEG", "TOP", "MID", "BOT")
@@ -89,7 +89,7 @@ class Case:
                 for parameter in reference.parameters():
                     parameter.mul_(1.02)
             train = with_reference(train, reference)
-        self.passes = Passes(self.model, train, final, 1.0, Ledger(), "benchmark")
+        self.passes = Passes(self.model, train, final, 1.0, Pieces(), "benchmark")
         self.passes.bar.disable = True
         with exact_arithmetic(dtype):
             self.v = self.passes.direction()[0]
@@ -102,12 +102,12 @@ class Case:
             return self._ours(self.passes)
 
     def _ours(self, passes: Passes) -> dict[str, float]:
-        passes.ledger = Ledger()
+        passes.pieces = Pieces()
         scores = passes.score([self.v])
         terms = reweight(scores, self.objective, 0)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
-        measurement = Measurement(self.model, [self.v], self.separate, 1.0, 1.0)
-        passes.measure(measurement, scores, terms.loss, 0, np.random.default_rng(0))
+        gradients = Gradients(self.model, [self.v], self.separate, 1.0, 1.0)
+        passes.measure(gradients, scores, terms.loss, 0, np.random.default_rng(0))
         self.table, self.terms = scores, terms
         products = terms.coefficient * scores["score"].to_numpy(np.float64)
         return {name: -float(products[mask].sum()) for name, mask in component_masks(scores, terms.weight).items()}
@@ -173,10 +173,10 @@ def compare(size: str, family: str, count: int, repeats: int, separate: tuple[st
     for _ in range(repeats):
         times["ours"].append(timed(case.ours))
         times["naive"].append(timed(lambda: case.naive(batches)))
-        case.passes.ledger = Ledger()
+        case.passes.pieces = Pieces()
         times["v"].append(timed(case.passes.direction))
         times["plain"].append(timed(lambda: case.plain(case.model, list(case.passes.final))))
-        case.passes.ledger = Ledger()
+        case.passes.pieces = Pieces()
         times["scores"].append(timed(lambda: case.passes.score([case.v])))
         times["plain_D"].append(timed(lambda: case.plain(case.model, list(case.passes.train))))
     best = {name: min(values) for name, values in times.items()}

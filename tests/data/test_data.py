@@ -6,13 +6,14 @@ import gzip
 import hashlib
 import json
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from po_dynamics.data import sources
 from po_dynamics.data.published import download_data
-from po_dynamics.data.schema import COLUMNS, check_lengths, load_table
+from po_dynamics.data.schema import COLUMNS
+from po_dynamics.data.selection import copy_preferences
 from po_dynamics.errors import InputError
+from po_dynamics.storage.parquet import read_rows
 from po_dynamics.world.datasets import write_world_data
 from po_dynamics.world.facts import combination_split, parse_prompt
 from po_dynamics.world.gold import gold_reward
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def rows(path, *columns):
-    return load_table(path, columns).to_list()
+    return read_rows(path, columns)
 
 
 def text(row, column="prompt"):
@@ -113,37 +114,6 @@ def test_empty_or_impossible_sizes_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(InputError, match=r"data\.eval_prompts is 20000"):
         write_world_data(tmp_path / "data", {**SETTINGS, "eval_prompts": 20000})
     assert not list(tmp_path.iterdir())
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def test_load_table_names_file_and_columns(tmp_path):
-    path = tmp_path / "sft.parquet"
-    with pytest.raises(InputError, match="does not exist"):
-        load_table(path, ["id"])
-    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), path)
-    with pytest.raises(InputError, match=r"sft\.parquet has no column prompt \(columns present: id, text\)"):
-        load_table(path, ["id", "prompt"])
-    assert load_table(path, ["text"])[0] == {"text": "b"}
-    pq.write_table(pa.table({"id": pa.array([], pa.string())}), path)
-    with pytest.raises(InputError, match="empty data set"):
-        load_table(path, ["id"])
-    path.write_text("no parquet")
-    with pytest.raises(InputError, match="not a Parquet file"):
-        load_table(path, ["id"])
-
-
-def test_check_lengths_names_the_row(folder):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    table = rows(folder / "sft.parquet", "id", "prompt")
-    check_lengths(table, tokenizer, 40, "max_length", "sft.parquet")
-    short = {"id": "short", "prompt": [{"role": "user", "content": "Be brief."}]}  # <user> Be brief . <bot>
-    check_lengths([short], tokenizer, 5, "max_length", "x")
-    with pytest.raises(InputError, match="the prompt of short has 5 tokens, more than the 4 of max_length"):
-        check_lengths([short], tokenizer, 4, "max_length", "x")
 
 
 # ----------------------------------------------------------------------------------------------------------------- hub
@@ -332,10 +302,17 @@ def test_on_policy_pairs_are_added(folder, model, tmp_path):
 
 def test_without_on_policy_pairs_the_preferences_are_a_copy(folder, tmp_path):
     sample_preferences(tmp_path / "absent", folder, tmp_path / "p.parquet", SETTINGS)
-    assert (tmp_path / "p.parquet").read_bytes() == (folder / "preferences.parquet").read_bytes()
-    hub_settings = {"source": "hub", "seed": 0}
-    sample_preferences(tmp_path / "absent", folder / "preferences.parquet", tmp_path / "q.parquet", hub_settings)
-    assert (tmp_path / "q.parquet").read_bytes() == (folder / "preferences.parquet").read_bytes()
+    copy_preferences(folder, tmp_path / "q.parquet")  # as for a published data set
+    for name in ("p", "q"):
+        assert (tmp_path / f"{name}.parquet").read_bytes() == (folder / "preferences.parquet").read_bytes()
+
+
+def test_preferences_without_a_column_are_not_copied(folder, tmp_path):
+    table = pq.read_table(folder / "preferences.parquet")
+    pq.write_table(table.drop_columns("rejected"), tmp_path / "preferences.parquet")
+    with pytest.raises(InputError, match="no column rejected"):
+        copy_preferences(tmp_path, tmp_path / "copy.parquet")
+    assert not (tmp_path / "copy.parquet").exists()
 
 
 def test_a_model_that_always_says_the_same_is_refused(folder, model, tmp_path):

@@ -13,7 +13,7 @@ from po_dynamics.dynamics import alignment as d
 from po_dynamics.dynamics import observables, segments, tables
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
-from po_dynamics.probe.passes import probe, with_reference
+from po_dynamics.probe.passes import Options, probe, with_reference
 from probe_samples import final, pairs, rollouts, tiny
 
 ALL_SEPARATE = ("POS", "NEG", "TOP", "MID", "BOT")
@@ -26,14 +26,14 @@ def keys(run="dpo", step=0):
 @pytest.fixture(scope="module")
 def dpo():
     train = with_reference(pairs(42, batch_size=2), tiny(seed=1))
-    return d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.1}), separate=ALL_SEPARATE, audits=0))
+    options = Options(separate=ALL_SEPARATE, audits=0)
+    return d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.1}), options=options))
 
 
 @pytest.fixture(scope="module")
 def ppo():
-    result = probe(
-        tiny(), rollouts(48, batch_size=3), final(9), bind("ppo", {"epsilon": 0.2}), separate=("POS", "NEG"), audits=0
-    )
+    options = Options(separate=("POS", "NEG"), audits=0)
+    result = probe(tiny(), rollouts(48, batch_size=3), final(9), bind("ppo", {"epsilon": 0.2}), options=options)
     return d.Probe(keys("ppo"), result)
 
 
@@ -95,7 +95,7 @@ def test_the_bootstrap_covers_the_truth():
 
 def test_another_beta_equals_probing_with_it(dpo):
     train = with_reference(pairs(42, batch_size=2), tiny(seed=1))
-    other = d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.5}), audits=0))
+    other = d.Probe(keys(), probe(tiny(), train, final(9), bind("dpo", {"beta": 0.5}), options=Options(audits=0)))
     sliced = d.dynamics(dpo, d.Options(parameters={"beta": 0.5})).query("not filtered").set_index("component")["G"]
     probed = d.dynamics(other).query("segment == 'all' and not filtered").set_index("component")["G"]
     pd.testing.assert_series_equal(sliced, probed, rtol=1e-9)
@@ -112,7 +112,9 @@ def test_a_controlled_objective_scales_its_group(ppo):
 
 def test_equal_weights_are_all_top():
     train = with_reference(pairs(9), tiny())
-    table = d.dynamics(d.Probe(keys(), probe(tiny(), train, final(5), bind("dpo", {"beta": 0.1}), audits=0)))
+    table = d.dynamics(
+        d.Probe(keys(), probe(tiny(), train, final(5), bind("dpo", {"beta": 0.1}), options=Options(audits=0)))
+    )
     g = table.query("segment == 'all' and not filtered").set_index("component")["G"]
     assert g["TOP"] == pytest.approx(g["TOT"], rel=1e-12)
     assert g["MID"] == g["BOT"] == 0

@@ -128,7 +128,7 @@ def test_a_cache_that_was_cut_off_is_an_error_with_a_way_out(tmp_path):
     ("candidate", "baseline", "message"),
     [
         (table({1: OUTPUTS}).drop(columns="ended"), table({0: OUTPUTS}), "no column ended"),
-        (table({1: OUTPUTS})[:0], table({0: OUTPUTS}), "no responses"),
+        (table({1: OUTPUTS})[:0], table({0: OUTPUTS}), "is empty"),
         (table({1: [None, *OUTPUTS[1:]]}), table({0: OUTPUTS}), "1 of 6 rows have no"),
         (pd.concat([table({1: OUTPUTS})] * 2), table({0: OUTPUTS}), "6 rows repeat"),
         (table({1: OUTPUTS}), table({0: OUTPUTS, 1: OUTPUTS}), "2 steps"),

@@ -1,8 +1,8 @@
 """Loading with checks, hostile tokenizers, rendering of conversations."""
 
-import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ import toy as tiny
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub
 from po_dynamics.models.batches import collate, token_logps
-from po_dynamics.models.loading import AutoModelForSequenceClassification, load_classifier, load_model
+from po_dynamics.models.critic import Critic
+from po_dynamics.models.loading import check_folder, context_length, load_model, usable_length
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer, prepare_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
@@ -203,13 +204,13 @@ def spoil(weights: dict) -> None:
         (lambda f: broken(f, spoil), r"gpt_neox.layers.1.mlp.dense_h_to_4h.bias is not finite"),
     ],
 )
-@pytest.mark.parametrize("load", [load_model, load_classifier])
+@pytest.mark.parametrize("load", [load_model, Critic.from_pretrained])
 def test_broken_folder(tmp_path, damage, message, load):
     folder = tiny.tiny_folder(tmp_path / "m")
     damage(folder)
-    if load is load_classifier and "weights are missing" in message:
+    if load is not load_model and "weights are missing" in message:
         message = "2 weights are missing"  # the head of a causal model's folder is, too
-    elif load is load_classifier and "not finite" in message:
+    elif load is not load_model and "not finite" in message:
         message = "weights are missing, such as score.weight"
     with pytest.raises(InputError, match=message) as error:
         load(folder)
@@ -223,15 +224,25 @@ def test_vocabulary_of_another_model(tmp_path):
         load_model(tmp_path)
 
 
-def test_classifier_with_pad_equal_to_eos(tmp_path):
-    tiny.tiny_folder(tmp_path)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
-    model.save_pretrained(tmp_path)
-    assert load_classifier(tmp_path, device="cpu").config.num_labels == 1
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"pad_token_id": config["eos_token_id"]}))
-    with pytest.raises(InputError, match="would not score the last token"):
-        load_classifier(tmp_path)
+def test_damaged_weights_are_found_without_loading_them(tmp_path):
+    folder = tiny.tiny_folder(tmp_path / "m")
+    check_folder(folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated or broken"):
+        check_folder(folder)
+
+
+def test_length_in_the_context():
+    model = tiny.tiny_model()
+    context = model.config.max_position_embeddings
+    assert context_length(model) == context_length(model.config) == context
+    assert usable_length(model, None) == context
+    assert usable_length(model.config, context) == context
+    with pytest.raises(InputError, match=f"max_length = {context + 1} is above the model's context of {context} tok"):
+        usable_length(model, context + 1)
+    model.config = SimpleNamespace(get_text_config=SimpleNamespace)  # of another kind of model
+    assert context_length(model) is None
+    assert usable_length(model, 10_000) == 10_000
 
 
 def test_download_copies_a_local_folder(tmp_path):

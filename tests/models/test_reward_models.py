@@ -14,6 +14,7 @@ from po_dynamics.models import reward_models
 from po_dynamics.models.armorm import ArmoRM, gate_position
 from po_dynamics.models.batches import collate
 from po_dynamics.models.critic import Critic, final_values, token_values
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("the fox", "owl", "a big bear")]
@@ -148,6 +149,15 @@ def test_armorm_is_the_published_formula(tmp_path: Path) -> None:
     assert float(found.std()) > 0.01
 
 
+def test_an_incomplete_armorm_is_refused(tmp_path: Path) -> None:
+    armorm(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["gating.layers.1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 weights are missing, such as gating\.layers\.1\.weight"):
+        reward_models.load(tmp_path)
+
+
 def test_armorm_gate_is_the_last_opening_of_the_assistants_turn() -> None:
     assert gate_position([1, 5, 6, 2, 5, 6, 3], [5, 6]) == 4
     with pytest.raises(InputError, match="open the assistant's turn"):
@@ -168,7 +178,7 @@ def test_functions(tmp_path: Path) -> None:
 
 
 def test_incomplete_reward_models_are_refused(world: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"score\.weight is missing"):
+    with pytest.raises(InputError, match=r"1 weights are missing, such as score\.weight"):
         reward_models.load(world["policy"])  # a language model has no head: never a random one
     tokenizer = tiny_ppo.tokenizer()
     tokenizer.chat_template = None

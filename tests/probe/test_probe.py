@@ -17,7 +17,7 @@ from po_dynamics.objectives.registry import bind
 from po_dynamics.probe import gradients as probe_gradients
 from po_dynamics.probe import stages, token_scores
 from po_dynamics.probe.numerics import exact_arithmetic
-from po_dynamics.probe.passes import probe, with_reference
+from po_dynamics.probe.passes import Options, probe, with_reference
 from po_dynamics.probe.samples import Sample, final_samples, from_frame, pair_samples
 from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
@@ -39,7 +39,8 @@ def test_forward_reverse_and_audit_agree_in_float64(family, online):
     train = rollouts(9) if online else with_reference(pairs(9), tiny(family, seed=1, dtype=torch.float64))
     separate = ("POS", "NEG", "TOP", "MID", "BOT")
     objective = bind("ppo") if online else bind("dpo", {"beta": 0.1})
-    result = probe(model, train, final(6), objective, separate=separate, audits=99, temperature=0.8 if online else 1)
+    options = Options(separate=separate, audits=99, temperature=0.8 if online else 1)
+    result = probe(model, train, final(6), objective, options=options)
     assert result.batches["rel_diff"].max() < 1e-10
     whole = result.batches.query("set == 'train' and segment == 'all'")
     assert whole["audit_dot"].notna().all()
@@ -50,7 +51,7 @@ def test_forward_reverse_and_audit_agree_in_float64(family, online):
 def test_an_independent_script_reproduces_every_component(tmp_path, run):
     model, base = tiny(), tiny(seed=1)
     train = with_reference(pairs(8), base) if run == "dpo" else rollouts(6)
-    result = probe(model, train, final(6), bind(run, {"beta": 0.1} if run == "dpo" else {}), temperature=1.0)
+    result = probe(model, train, final(6), bind(run, {"beta": 0.1} if run == "dpo" else {}))
     for name, saved in {"model": model, "base": base}.items():
         saved.save_pretrained(tmp_path / name)
     tables.write(result, tmp_path)
@@ -86,7 +87,7 @@ def test_adamw_alignment_is_the_dot_product_with_the_preconditioned_gradient():
     model = tiny(dtype=torch.float64)
     torch.manual_seed(3)
     scales = {name: torch.rand_like(p) + 0.1 for name, p in model.named_parameters()}
-    result = probe(model, rollouts(4, batch_size=4), final(4), bind("ppo", {}), scales=scales)
+    result = probe(model, rollouts(4, batch_size=4), final(4), bind("ppo", {}), options=Options(scales=scales))
     with exact_arithmetic():
         names = [name for name, _ in model.named_parameters()]
         gradients = []
@@ -195,7 +196,7 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "settings": SETTINGS,
         "training": {"max_length": 64},
     }
-    stages.probe_offline(**(arguments | changes))
+    stages.probe_offline(stages.ProbedRun(**(arguments | changes)))
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
@@ -218,17 +219,17 @@ def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
 
 @pytest.mark.e2e
 def test_a_killed_probe_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces.Ledger.__init__, "__defaults__", (None, "", 0.0))  # writes every piece
+    monkeypatch.setattr(pieces.Pieces.__init__, "__defaults__", (None, "", 0.0))  # writes every piece
     offline(run, tmp_path / "whole", tmp_path / "state")
     measured = []
 
-    def dying(self, mini, audit, right=probe_gradients.Measurement.rows):
+    def dying(self, mini, audit, right=probe_gradients.Gradients.rows):
         measured.append(mini.batch)
         if len(measured) == 7:  # the second checkpoint's third mini-batch
             raise KeyboardInterrupt
         return right(self, mini, audit)
 
-    monkeypatch.setattr(probe_gradients.Measurement, "rows", dying)
+    monkeypatch.setattr(probe_gradients.Gradients, "rows", dying)
     with pytest.raises(KeyboardInterrupt):
         offline(run, tmp_path / "resumed", tmp_path / "state")
     assert not (tmp_path / "resumed").exists()
@@ -241,7 +242,7 @@ def test_a_killed_probe_goes_on_where_it_was(run, tmp_path, monkeypatch):
 
 
 def test_state_of_other_settings_is_not_used(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_gradients.Measurement, "rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(probe_gradients.Gradients, "rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         offline(run, tmp_path / "out", tmp_path / "state")
     monkeypatch.undo()

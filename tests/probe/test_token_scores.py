@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import collate, token_logps
+from po_dynamics.models.batches import collate, least_padding, token_logps
 from po_dynamics.probe import token_scores as ts
 from po_dynamics.probe.numerics import exact_arithmetic
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
@@ -145,6 +145,11 @@ def test_runs_of_similar_length_cost_least():
     every = [
         [0, *[i for i in range(1, 9) if mask >> i & 1], 9] for mask in range(0, 512, 2)
     ]  # all ways to cut nine rows
-    runs = ts.by_length(lengths, 10)
-    assert cost([0, *(stop for _, stop in runs)]) == min(map(cost, every))
-    assert all(b - a == 1 or lengths[a] * (b - a) <= 50 for a, b in ts.by_length(lengths, 10, 50))
+    order = np.random.default_rng(1).permutation(9).tolist()
+    shuffled = [lengths[place] for place in order]
+    groups = least_padding(range(9), shuffled, 10)
+    assert [shuffled[row] for group in groups for row in group] == lengths
+    assert cost([0, *np.cumsum([len(group) for group in groups]).tolist()]) == min(map(cost, every))
+    within = least_padding(range(9), shuffled, 10, 50)
+    assert sorted(row for group in within for row in group) == list(range(9))
+    assert all(len(group) == 1 or shuffled[group[0]] * len(group) <= 50 for group in within)

@@ -6,10 +6,10 @@ import math
 import pyarrow.parquet as pq
 import pytest
 import torch
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
 from po_dynamics.training.reference import compute_reference, read_reference
-from po_dynamics.training.resume import ShuffledRows
 from safetensors.torch import load_file
 from tiny_offline import SETTINGS, assert_same_files, log_of, make_model, make_pairs, make_world, train, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -210,7 +210,7 @@ def test_bad_tables(world, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(world / "sft")
     table = pq.read_table(world / "preferences.parquet")
     pq.write_table(table.drop_columns(["rejected"]), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet has no column rejected \(found: id, prompt, chosen\)"):
+    with pytest.raises(InputError, match=r"a.parquet has no column rejected \(columns present: id, prompt, chosen\)"):
         encode_pairs(tmp_path / "a.parquet", tokenizer, 32)
     pq.write_table(table.slice(0, 0), tmp_path / "b.parquet")
     with pytest.raises(InputError, match=r"b.parquet is empty"):

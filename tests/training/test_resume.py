@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import toy as tiny
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.storage.state import TrainingLog
 from po_dynamics.training import resume
-from po_dynamics.training.resume import ShuffledRows, Snapshots, collate_with_ids, train_resumably
+from po_dynamics.training.resume import Snapshots, collate_with_ids, train_resumably
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 pytestmark = pytest.mark.e2e

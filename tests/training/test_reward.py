@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import torch
 import toy as tiny
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
-from po_dynamics.models import reward_models
+from po_dynamics.models import hub, reward_models
 from po_dynamics.models.batches import collate
 from po_dynamics.models.critic import Critic, final_values
-from po_dynamics.models.loading import load_classifier, load_model
+from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.storage import state
-from po_dynamics.training import resume, reward
+from po_dynamics.training import reward
 
 SETTINGS = {
     "source": "train", "max_steps": 20, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "save_every": 8,
@@ -72,7 +73,7 @@ def test_learns_the_preference(whole):
 def test_first_loss_is_bradley_terry(inputs, whole):
     train_rows, _ = reward.split(rows_of(inputs), 0)
     lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in train_rows]
-    order = resume.ShuffledRows(train_rows, 160, 0, lengths, 8)
+    order = ShuffledRows(train_rows, 160, 0, lengths, 8)
     model = reward.new_classifier(inputs / "sft", 0)
     total = 0.0
     for i in range(8):
@@ -85,7 +86,7 @@ def test_first_loss_is_bradley_terry(inputs, whole):
 
 def test_pooling_reads_eos(inputs, whole):
     """In a padded batch, Hugging Face's pooling, the critic and our scores all read the last token, which is EOS."""
-    tokenizer, model = load_tokenizer(whole), load_classifier(whole, device="cpu")
+    tokenizer, model = load_tokenizer(whole), Critic.from_pretrained(whole).model
     sequences = [row["chosen_ids"] for row in rows_of(inputs)[:12]]
     assert len({len(ids) for ids in sequences}) > 3
     assert all(ids[-1] == tokenizer.eos_token_id for ids in sequences)
@@ -100,7 +101,7 @@ def test_pooling_reads_eos(inputs, whole):
 
 def test_scores_are_normalised_where_a_scorer_loads_it(inputs, whole):
     scale = json.loads((whole / "normalisation.json").read_text())
-    model, tokenizer = load_classifier(whole, device="cpu"), load_tokenizer(whole)
+    model, tokenizer = Critic.from_pretrained(whole).model, load_tokenizer(whole)
     rows = rows_of(inputs)[:6]
     raw = reward.scores(model, [row["chosen_ids"] for row in rows], tokenizer.pad_token_id, 3)
     table = pd.read_parquet(inputs / "preferences.parquet")[:6]
@@ -183,5 +184,5 @@ def test_bad_input(inputs, tmp_path, damage, changes, message):
 
 
 def test_download_copies_a_local_folder(whole, tmp_path):
-    reward.download_reward({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
+    hub.download({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
     assert tiny.same_files(whole, tmp_path / "rm") == ["source.json"]

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 import toy as tiny
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import NEW_PAD, load_tokenizer, prepare_tokenizer, read_tokenizer
 from po_dynamics.settings.training import Sft
-from po_dynamics.storage import state
-from po_dynamics.training import arguments, resume, sft
+from po_dynamics.storage import checkpoints, state
+from po_dynamics.training import arguments, sft
 from safetensors.torch import load_file
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 
@@ -63,7 +64,7 @@ def test_first_loss_is_the_mean_nll_of_the_completion_tokens(inputs, whole):
     tokenizer, model = read_tokenizer(inputs / "base"), load_model(inputs / "base", device="cpu")
     prepare_tokenizer(tokenizer, model)
     rows, _ = sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, "completion")
-    order = resume.ShuffledRows(rows, 32, 0, [len(row["input_ids"]) for row in rows], 4)
+    order = ShuffledRows(rows, 32, 0, [len(row["input_ids"]) for row in rows], 4)
     total, count = 0.0, 0
     for i in range(4):
         ids, labels = order[i]["input_ids"], order[i]["labels"]
@@ -121,7 +122,7 @@ def test_killed_at_the_worst_moments(inputs, whole, tmp_path, moment, monkeypatc
             state.TrainingLog, "append", lambda log, step, row: tiny.die() if step == 5 else append(log, step, row)
         )
     else:
-        monkeypatch.setattr(arguments.shutil, "copy2", lambda *a: tiny.die())
+        monkeypatch.setattr(checkpoints.shutil, "copy2", lambda *a: tiny.die())
     assert tiny.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
     assert not (tmp_path / "sft").exists()
     kept = {"step": "checkpoint-3", "publication": "checkpoint-8"}[moment]

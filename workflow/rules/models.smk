@@ -70,26 +70,46 @@ rule train_sft:
         "../scripts/train_sft.py"
 
 
-rule sample_preferences:
-    input:
-        sft=artefact("results/{experiment}/{model}/sft"),
-        data=artefact("results/{experiment}/data"),
-    output:
-        preferences="results/{experiment}/{model}/preferences.parquet",
-        provenance="results/{experiment}/{model}/preferences.parquet.json",
-    log:
-        "results/{experiment}/logs/{model}/sample_preferences.log",
-    conda:
-        "../../envs/train.yaml"
-    resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-        runtime=240,
-    params:
-        code=code("sample_preferences.py"),
-        settings=config["data"],
-    script:
-        "../scripts/sample_preferences.py"
+if config["data"]["source"] == "world":
+
+    rule sample_preferences:
+        input:
+            sft=artefact("results/{experiment}/{model}/sft"),
+            data=artefact("results/{experiment}/data"),
+        output:
+            preferences="results/{experiment}/{model}/preferences.parquet",
+            provenance="results/{experiment}/{model}/preferences.parquet.json",
+        log:
+            "results/{experiment}/logs/{model}/sample_preferences.log",
+        conda:
+            "../../envs/train.yaml"
+        resources:
+            gpu=gpus,
+            mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
+            runtime=240,
+        params:
+            code=code("sample_preferences.py"),
+            settings=config["data"],
+        script:
+            "../scripts/sample_preferences.py"
+
+else:
+
+    rule copy_preferences:
+        input:
+            data=artefact("results/{experiment}/data"),
+        output:
+            preferences="results/{experiment}/{model}/preferences.parquet",
+            provenance="results/{experiment}/{model}/preferences.parquet.json",
+        log:
+            "results/{experiment}/logs/{model}/copy_preferences.log",
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            code=code("copy_preferences.py"),
+        script:
+            "../scripts/copy_preferences.py"
 
 
 rule train_reward:

@@ -7,22 +7,23 @@ from po_dynamics.harness.job import stage
 with stage(snakemake):
     from po_dynamics.objectives.registry import bind
     from po_dynamics.probe import stages
+    from po_dynamics.settings.probe import Probe
 
     training = snakemake.params.training
-    arguments = {
-        "checkpoints": Path(snakemake.input.checkpoints[0]),
-        "steps": snakemake.params.steps,
-        "reference": Path(snakemake.input.reference[0]),
-        "preferences": Path(snakemake.input.preferences[0]),
-        "final_responses": Path(snakemake.input.final_responses[0]),
-        "output": Path(snakemake.output.tables),
-        "state": Path(snakemake.params.state),
-        "objective": bind(**training["objective"]),
-        "settings": snakemake.params.probe,
-        "training": training["settings"],
-        "final_set": snakemake.wildcards.final_set,
-    }
+    run = stages.ProbedRun(
+        checkpoints=Path(snakemake.input.checkpoints[0]),
+        steps=snakemake.params.steps,
+        reference=Path(snakemake.input.reference[0]),
+        preferences=Path(snakemake.input.preferences[0]),
+        final_responses=Path(snakemake.input.final_responses[0]),
+        output=Path(snakemake.output.tables),
+        state=Path(snakemake.params.state),
+        objective=bind(**training["objective"]),
+        settings=Probe.of(snakemake.params.probe, "probe"),
+        training=training["settings"],
+        final_set=snakemake.wildcards.final_set,
+    )
     if snakemake.input.reward:
-        stages.probe_online(reward=Path(snakemake.input.reward[0]), **arguments)
+        stages.probe_online(run, Path(snakemake.input.reward[0]))
     else:
-        stages.probe_offline(**arguments)
+        stages.probe_offline(run)

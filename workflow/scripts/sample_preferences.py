@@ -1,4 +1,4 @@
-"""Rule sample_preferences: the preference pairs of a model; the world adds pairs sampled from its SFT model."""
+"""Rule sample_preferences: preference pairs of the embedded world, some sampled from the SFT model."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
 from po_dynamics.models.tokenizers import encode_prompt, encode_response
-from po_dynamics.storage.parquet import read_table
+from po_dynamics.storage.parquet import read_rows
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
         InputError: a missing column, no rows, an `id` that occurs twice, a prompt that leaves no room for a response
             (TRL would drop the row silently), messages that the chat template refuses.
     """
-    rows = read_table(path, ["id", "prompt", "chosen", "rejected"])
+    rows = read_rows(path, ["id", "prompt", "chosen", "rejected"])
     if len({row["id"] for row in rows}) < len(rows):
         raise InputError(f"{path}: the column id has duplicates; give every pair an id of its own")
     pairs = [_encode(row, tokenizer, path) for row in rows]

@@ -7,18 +7,14 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from po_dynamics.data import sources
-from po_dynamics.data.schema import COLUMNS, Row, write_table
+from po_dynamics.data.schema import COLUMNS, Row, write_rows
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_folder
-
-if TYPE_CHECKING:
-    pass
-
 
 _CONVERTERS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Row], Row | None]]] = {
     "sft": ((("prompt", "completion"), ("messages",)), sources.sft_row),
@@ -49,7 +45,7 @@ def download_data(output: Path, settings: Mapping[str, Any]) -> None:
                 indices = sorted(random.Random(f"{name}/{settings['seed']}").sample(indices, source["limit"]))
             longest = source.get("max_prompt_characters") or math.inf
             rows = (row for row in _converted(data, indices, name, convert) if _characters(row["prompt"]) <= longest)
-            count = write_table(rows, folder / f"{name}.parquet", columns)
+            count = write_rows(rows, folder / f"{name}.parquet", columns)
             if not count:
                 raise InputError(f"data.{name}: {source['path']} has no usable row")
             print(f"data.{name}: {count} of {len(indices)} rows of {source['path']} are usable", file=sys.stderr)

@@ -261,7 +261,7 @@ def _labels(component: str, segment: str, filtered: bool, keep_B: np.ndarray, di
 
 
 def _difference(content: Tables, keep_B: np.ndarray | None) -> float:
-    """Forward against reverse total of the objective that was probed, relative as in `measurement`."""
+    """Forward against reverse total of the objective that was probed, relative as in `probe.gradients`."""
     rows = content.batches.query("set == 'train' and component == 'TOT' and segment == @ALL").sort_values("batch")
     rows = rows if keep_B is None else rows[np.asarray(keep_B)]
     n = rows["n"].to_numpy(np.float64)

@@ -27,7 +27,7 @@ import yaml
 
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import alpaca
-from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.storage.parquet import read_table, write_frame
 
 JUDGES = Path(__file__).parents[2] / "judges"
 CHUNK = 64  # judgements between two writes of a cache: what a killed job has to ask for again
@@ -70,8 +70,7 @@ def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | 
     table["preference"] = _ask(chosen, pairs, "baseline", "candidate", cache) - 1
     table["preference_swapped"] = 2 - _ask(chosen, pairs, "candidate", "baseline", cache)
     _require_all(table, chosen, cache)
-    with atomic_file(output) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_frame(table, output)
     return table
 
 
@@ -113,11 +112,7 @@ def _directory(judge: str | Path) -> Path:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    table = pd.read_parquet(path)
-    if missing := [column for column in _COLUMNS if column not in table]:
-        raise InputError(f"{path}: no column {', '.join(missing)}; it must have {', '.join(_COLUMNS)}")
-    if table.empty:
-        raise InputError(f"{path}: no responses; generate them again")
+    table = read_table(path, _COLUMNS).to_pandas()
     if (bad := table["response"].isna() | table["instruction"].isna()).any():
         raise InputError(f"{path}: {bad.sum()} of {len(table)} rows have no instruction or response (null)")
     if (repeated := table.duplicated(["step", "id"])).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import Batch, by_length, collate, left_pad
-from po_dynamics.models.loading import default_device, evaluating, load_model
-from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
+from po_dynamics.models.batches import Batch, collate, longest_first
+from po_dynamics.models.loading import context_length, default_device, evaluating, load_model
+from po_dynamics.models.sampling import CachedRollout, Sampling, greedy, row_uniforms
 from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
-from po_dynamics.storage.atomic import atomic_file
-from po_dynamics.storage.parquet import read_table
+from po_dynamics.storage.parquet import read_rows, write_frame
 
 Ids = list[int]
 
@@ -43,7 +42,7 @@ def greedy_responses(
     Nothing of the model's own generation config takes part. A prompt that leaves less room in the context gets a
     shorter response; InputError when it leaves none.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     if not prompts or min(map(len, prompts)) == 0:
         raise InputError("there is no prompt to answer, or an empty one")
     if context and max(map(len, prompts)) >= context:
@@ -52,36 +51,13 @@ def greedy_responses(
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     responses: list[Ids] = [[] for _ in prompts]
     with torch.inference_mode(), evaluating(model), _bar(len(prompts), description) as bar:
-        for rows in by_length(prompts, batch_size):
+        for rows in longest_first(list(map(len, prompts)), batch_size):
             batch = [prompts[row] for row in rows]
             room = min(max_new_tokens, context - len(batch[0])) if context else max_new_tokens
-            for row, ids in zip(rows, _decode(model, batch, room, eos, pad), strict=True):
+            for row, ids in zip(rows, greedy(model, batch, room, eos, pad), strict=True):
                 responses[row] = ids
             bar.update(len(rows))
     return responses
-
-
-def _decode(model: PreTrainedModel, prompts: Sequence[Sequence[int]], room: int, eos: int, pad: int) -> list[Ids]:
-    ids_BC, mask_BC = left_pad(prompts, pad, model.device)
-    positions_BC = (mask_BC.cumsum(1) - 1).clamp(min=0)
-    cache, ended_B, tokens = DynamicCache(config=model.config), mask_BC[:, 0] < 0, []
-    for _ in range(room):
-        logits_BV = model(
-            input_ids=ids_BC,
-            attention_mask=mask_BC,
-            position_ids=positions_BC,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        tokens.append(logits_BV.argmax(-1))
-        ended_B = ended_B | (tokens[-1] == eos)
-        if bool(ended_B.all()):
-            break
-        ids_BC, positions_BC = tokens[-1].unsqueeze(1), positions_BC[:, -1:] + 1
-        mask_BC = torch.cat((mask_BC, mask_BC.new_ones(len(prompts), 1)), dim=1)
-    rows = torch.stack(tokens, 1).tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
 def _bar(total: int, description: str) -> Any:
@@ -102,7 +78,7 @@ def final_responses(
     """
     tokenizer, model = _load(checkpoint, "float32")
     pool = _encode_prompts(prompts, tokenizer)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    context = context_length(model) or sys.maxsize
     fitting = [row for row in pool if len(row["prompt_ids"]) + settings["max_new_tokens"] <= context]
     if not fitting:
         raise InputError(f"{prompts}: no prompt leaves room for {settings['max_new_tokens']} tokens in {context}")
@@ -127,8 +103,7 @@ def final_responses(
     table = pd.DataFrame({"id": [row["id"] for row in rows], "prompt_ids": [row["prompt_ids"] for row in rows]})
     table["response_ids"] = ids
     table["response"] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    with atomic_file(output) as temporary:
-        table.to_parquet(temporary, index=False)
+    write_frame(table, output)
 
 
 def _load(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -138,7 +113,7 @@ def _load(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrained
 
 
 def _encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    rows = read_table(path, ["id", "prompt"])
+    rows = read_rows(path, ["id", "prompt"])
     return [{**row, "prompt_ids": encode_prompt(tokenizer, row["prompt"])} for row in rows]
 
 
@@ -163,7 +138,7 @@ def evaluate_responses(
 
     Args:
         checkpoints: step → folder.
-        reward: what `scorers.load` takes.
+        reward: what `reward_models.load` takes.
         settings: max_new_tokens; optional seed (0), batch_size, dtype ("float32"; "bfloat16" is the default on a GPU).
     """
     dtype = settings.get("dtype") or ("bfloat16" if default_device().type == "cuda" else "float32")
@@ -181,8 +156,7 @@ def evaluate_responses(
         tables.append(_table(step, rows, ids, kl, tokenizer))
         tables[-1]["reward"] = _rewards(reward, rows, ids, list(tables[-1]["response"]), tokenizer, size)
         _say_summary(step, tables[-1])
-    with atomic_file(output) as temporary:
-        pd.concat(tables, ignore_index=True).to_parquet(temporary, index=False)
+    write_frame(pd.concat(tables, ignore_index=True), output)
 
 
 def _table(
@@ -226,15 +200,16 @@ def kl_to_reference(
 ) -> Tensor:
     """KL(policy ‖ reference) of responses, (N,) nats: see `evaluate_responses`."""
     new, size = settings["max_new_tokens"], settings.get("batch_size", BATCH_SIZE)
-    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(policy)
     new = min(new, context - max(map(len, prompts))) if context else new
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     sampling = Sampling(max_new_tokens=new, eos_ids=(eos,), pad_id=pad)
     uniforms_BR = row_uniforms(len(prompts), sampling, (settings.get("seed", 0), 1))
     responses = [response.ids for response in CachedRollout(policy, sampling, size)(prompts, uniforms_BR)]
     result = torch.empty(len(prompts), dtype=torch.float64)
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     with torch.inference_mode():
-        for rows in _batches(prompts, responses, max(1, size // 4)):
+        for rows in longest_first(lengths, max(1, size // 4)):
             batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], pad).to(policy.device)
             result[rows] = sequence_kl(policy, reference, batch).cpu()
     return result
@@ -250,12 +225,6 @@ def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, batch: Batc
     kl_N = (policy_NV.exp() * (policy_NV - reference_NV)).sum(-1).double()
     kl_BT = kl_N.new_zeros(batch.loss_mask_BT.shape).masked_scatter(batch.loss_mask_BT, kl_N)
     return kl_BT.sum(1)
-
-
-def _batches(prompts: Sequence[Sequence[int]], responses: Sequence[Ids], size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(prompts)), key=lambda r: -len(prompts[r]) - len(responses[r]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _rewards(

@@ -1,18 +1,24 @@
 """Token sequences in batches, and log-probabilities: the one code path that trains, rolls out and probes.
 
+Which rows share a forward pass is decided by one of three rules, all of which put the longest row first, so that an
+out-of-memory error shows at once:
+
+* `longest_first`: batches of a fixed size. For passes whose number must not depend on the lengths.
+* `similar_lengths`: a batch also ends where rows get much shorter. For the passes of an update.
+* `least_padding`: the division of least cost, padding against calls. For the probe, whose passes are long.
+
 Shapes: B sequences, L tokens (right padded), T = L - 1 predictions; prediction t is of token t + 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from po_dynamics.storage.distributed import in_step
 
@@ -51,6 +57,66 @@ def token_logps(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) 
     return logps.masked_fill(~batch.loss_mask_BT, 0.0)
 
 
+# ------------------------------------------------------------------------------------- which rows share a forward pass
+
+
+def longest_first(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """All rows in batches of `size` (the last may be smaller), longest first; ties keep their order."""
+    order = _falling(range(len(lengths)), lengths)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def similar_lengths(rows: Iterable[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Longest first, at most `size` rows together, none shorter than two thirds of the longest beside it.
+
+    Padding costs as much as tokens; a forward pass has a price of its own, hence no finer division. Processes that must
+    pass in step divide by `size` alone.
+    """
+    strict = not in_step()
+    groups: list[list[int]] = []
+    for row in _falling(rows, lengths):
+        shorter = bool(groups) and strict and 3 * lengths[row] < 2 * lengths[groups[-1][0]]
+        if not groups or len(groups[-1]) == size or shorter:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def least_padding(
+    rows: Iterable[int], lengths: Sequence[int], cost: float, budget: float = math.inf
+) -> list[list[int]]:
+    """Groups of least Σ (longest · rows + cost), longest first; each of one row or within `budget` padded tokens.
+
+    `cost` is what a forward pass costs beside its arithmetic, in tokens.
+    """
+    order = _falling(rows, lengths)
+    # Dynamic programming. In an optimal division every group is a run of the sorted rows. best[n] is the least cost of
+    # the first n rows, cut[n] where the last group of that division starts; a group from `start` to `stop` pads to the
+    # length of its first row, and adds itself to the best division of what comes before it.
+    best, cut = [0.0], [0]
+    for stop in range(1, len(order) + 1):
+        options = []
+        for start in range(stop - 1, -1, -1):
+            tokens = lengths[order[start]] * (stop - start)
+            if tokens > budget and start < stop - 1:
+                break  # an earlier start would only make the group larger
+            options.append((best[start] + tokens + cost, start))
+        best.append(min(options)[0])
+        cut.append(min(options)[1])
+    groups, stop = [], len(order)
+    while stop:
+        groups.append(order[cut[stop] : stop])
+        stop = cut[stop]
+    return groups[::-1]
+
+
+def _falling(rows: Iterable[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(rows, key=lambda row: -lengths[row])
+
+
+# ------------------------------------------------------------------------------------------ parts of a batch, trimmed
+
+
 def chunks(batch: Batch, mask_BT: Tensor, size: int) -> Iterator[tuple[Tensor, Batch]]:
     """Rows of similar length, without the columns of predictions after the last that `mask_BT` wants of them."""
     for rows in similar_lengths(range(len(mask_BT)), lengths(mask_BT), size):
@@ -60,20 +126,11 @@ def chunks(batch: Batch, mask_BT: Tensor, size: int) -> Iterator[tuple[Tensor, B
         yield index, unmasked(Batch(ids_BL[:, : width + 1], attention_BL[:, : width + 1], loss_mask_BT[:, :width]))
 
 
-def similar_lengths(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Longest first, at most `size` rows together, none shorter than two thirds of the longest beside it.
-
-    Padding costs as much as tokens; a forward pass has a price of its own, hence no finer division. Processes that must
-    pass in step divide by `size` alone.
-    """
-    strict = not in_step()
-    groups: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        shorter = bool(groups) and strict and 3 * lengths[row] < 2 * lengths[groups[-1][0]]
-        if not groups or len(groups[-1]) == size or shorter:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
+def select(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rows of a batch, trimmed to the longest of them; the attention mask stays."""
+    length = int(batch.attention_mask_BL[rows].sum(1).max())
+    ids_BL, attention_BL, mask_BT = (tensor[rows] for tensor in batch)
+    return Batch(ids_BL[:, :length], attention_BL[:, :length], mask_BT[:, : length - 1])
 
 
 def lengths(mask_BT: Tensor) -> list[int]:
@@ -104,10 +161,3 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     mask_BC = torch.arange(width, device=device) >= width - lengths_B.unsqueeze(1)
     return ids_BC, mask_BC.long()
-
-
-def by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Rows in batches of similar prompt length, longest first (an out-of-memory error shows at once)."""
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

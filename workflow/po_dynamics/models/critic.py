@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from po_dynamics.errors import InputError, first_line
+from po_dynamics.errors import InputError
 from po_dynamics.models.batches import Batch
-from po_dynamics.models.loading import check_folder, turn_off_dropout
+from po_dynamics.models.loading import load_checked, turn_off_dropout
 
 NORMALISATION = "normalisation.json"
 
@@ -40,19 +40,11 @@ class Critic(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Critic:
-        """Reads a reward model or a saved critic, dropout off; InputError unless it is a complete one-label model."""
-        check_folder(folder)
-        config = AutoConfig.from_pretrained(folder, num_labels=1)
-        turn_off_dropout(config)
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, dtype=dtype, output_loading_info=True
-            )
-        except Exception as error:  # safetensors, torch and transformers each have their own
-            raise InputError(f"{folder}: cannot load a one-label reward model: {first_line(error)}") from None
-        if report["missing_keys"]:
-            missing = sorted(report["missing_keys"])[0]
-            raise InputError(f"{folder}: the weight {missing} is missing: this is not a complete reward model")
+        """Reads a reward model or a saved critic, dropout off; InputError unless it is a complete one-label model.
+
+        InputError also as in `load_checked`.
+        """
+        model = load_checked(AutoModelForSequenceClassification, folder, dtype, labels=1)
         return cls(model, *read_normalisation(folder))
 
     @classmethod

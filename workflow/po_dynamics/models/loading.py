@@ -1,4 +1,4 @@
-"""Loading causal language models: every fault of a folder is found before any long work."""
+"""Loading models with checks: every fault of a folder is found before any long work."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from po_dynamics.errors import InputError, first_line
-from po_dynamics.models.tokenizers import _embeddings, read_tokenizer
+from po_dynamics.models.tokenizers import embedding_rows, read_tokenizer
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
-
-
-# -------------------------------------------------------------------------------------------------------- models
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def default_device() -> torch.device:
@@ -36,56 +28,54 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model, dropout off, in evaluation mode, on `device` (default: `default_device()`).
 
-    `attention` is "sdpa" or "eager" (forward-mode differentiation needs the latter). InputError for a folder without
-    configuration, weights or some of the weights, for a truncated file, for weights that are not finite, and for fewer
-    embeddings than tokens.
+    `attention` is "sdpa" or "eager" (forward-mode differentiation needs the latter). InputError as `load_checked`.
     """
-    return _load(AutoModelForCausalLM, Path(path), attention, dtype, device)
+    model: Any = load_checked(AutoModelForCausalLM, Path(path), getattr(torch, dtype), attn_implementation=attention)
+    return model.to(device if device is not None else default_device())
 
 
-def load_classifier(
-    path: Path, *, attention: str = "sdpa", dtype: str = "float32", device: torch.device | str | None = None
+def load_checked(
+    auto: Any, path: Path, dtype: torch.dtype, labels: int | None = None, **options: Any
 ) -> PreTrainedModel:
-    """A one-label sequence classifier (reward model), else as `load_model`; InputError when its pad token is EOS.
+    """What `auto.from_pretrained` makes of a folder, dropout off, in evaluation mode, on the CPU.
 
-    With pad = EOS, `*ForSequenceClassification` pools the token before EOS.
+    `labels` is the number of labels of a classifier. InputError for a folder without configuration, weights or some of
+    the weights, for a truncated file, for weights that are not finite, and for fewer embeddings than tokens.
     """
-    model = _load(AutoModelForSequenceClassification, Path(path), attention, dtype, device, num_labels=1)
-    config = model.config.get_text_config()
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id is None or config.pad_token_id in eos:
-        raise InputError(
-            f"{path}: pad_token_id is {config.pad_token_id} and EOS {eos}: it would not score the last token"
-        )
-    return model
-
-
-def _load(
-    auto: Any, path: Path, attention: str, dtype: str, device: torch.device | str | None, **options: Any
-) -> PreTrainedModel:
     check_folder(path)
     try:
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, **({} if labels is None else {"num_labels": labels}))
         turn_off_dropout(config)
-        model, report = auto.from_pretrained(
-            path, config=config, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
-        )
+        model, report = auto.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # safetensors, torch, json and transformers each have their own
-        raise InputError(f"{path}: cannot load the model: {first_line(error)}; make the folder again") from None
+        how = "".join(f" with {name} = {value}" for name, value in options.items())
+        raise InputError(f"{path}: cannot load the model{how}: {first_line(error)}; make the folder again") from None
     if missing := sorted(report["missing_keys"]):
-        raise InputError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; make the folder again")
+        raise InputError(
+            f"{path}: {len(missing)} weights are missing, such as {missing[0]}: this is not a complete "
+            f"{type(model).__name__}; make the folder again"
+        )
     _check_weights(model, path)
-    return model.to(device if device is not None else default_device()).eval()
+    return model.eval()
 
 
 def check_folder(path: Path) -> None:
-    """InputError unless `path` is a folder with a configuration and weights."""
+    """InputError unless `path` is a folder with a configuration and readable weights; the weights are not loaded."""
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: expected a Hugging Face model")
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: config.json is missing; expected a Hugging Face model")
-    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+    files = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
+    if not files:
         raise InputError(f"{path}: the folder has no weights (model.safetensors); make the folder again")
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{file}: cannot load the model: truncated or broken ({error}); make it again") from None
 
 
 def turn_off_dropout(config: PreTrainedConfig) -> None:
@@ -101,14 +91,32 @@ def _check_weights(model: PreTrainedModel, path: Path) -> None:
         if not bool(parameter.isfinite().all()):
             raise InputError(f"{path}: the weight {name} is not finite; go back to an earlier checkpoint")
     if (path / "tokenizer_config.json").is_file():
-        tokens, rows = max(read_tokenizer(path).get_vocab().values()) + 1, _embeddings(model)
+        tokens, rows = max(read_tokenizer(path).get_vocab().values()) + 1, embedding_rows(model)
         if tokens > rows:
             raise InputError(f"{path}: the tokenizer has {tokens} tokens and the model {rows} embeddings: not a pair")
 
 
+def context_length(model: PreTrainedModel | PreTrainedConfig) -> int | None:
+    """Tokens that a model, or the model of a configuration, can read; None where the configuration does not say."""
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def usable_length(model: PreTrainedModel | PreTrainedConfig, max_length: int | None) -> int:
+    """`max_length` tokens, by default all of the context (1024 where that is unknown); InputError when above it."""
+    context = context_length(model)
+    length = max_length or context or 1024
+    if context is not None and length > context:
+        raise InputError(f"max_length = {length} is above the model's context of {context} tokens: lower it")
+    return int(length)
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode (gradient checkpointing forbids the cache in training mode), restored afterwards."""
+    """Evaluation mode: no dropout, and a cache, which gradient checkpointing forbids in training mode.
+
+    The earlier mode is restored.
+    """
     training = model.training
     model.eval()
     try:

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
 from po_dynamics.models.armorm import ARCHITECTURE, ArmoRM
-from po_dynamics.models.batches import Batch, collate
+from po_dynamics.models.batches import Batch, collate, longest_first
 from po_dynamics.models.critic import Critic, final_values, read_normalisation
-from po_dynamics.models.loading import check_folder
+from po_dynamics.models.loading import check_folder, load_checked
 from po_dynamics.models.tokenizers import read_tokenizer
 
 Messages = Sequence[Mapping[str, str]]
@@ -60,7 +60,7 @@ def load(
     shared = policy_tokenizer is not None and same_tokenizer(tokenizer, policy_tokenizer)
     config = json.loads((folder / "config.json").read_text())
     if ARCHITECTURE in config.get("architectures", []):
-        model: Any = ArmoRM.from_pretrained(folder, dtype=model_dtype(config, device)).eval()
+        model: Any = load_checked(ArmoRM, folder, model_dtype(config, device))
         model.to(device)
         mean, std = read_normalisation(folder)
         return ModelScorer(lambda batch: (model.score(batch) - mean) / std, tokenizer, shared, batch_size, device)
@@ -95,10 +95,8 @@ class ModelScorer:
             sequences = [self.render(p, r) for p, r in zip(prompts, responses, strict=True)]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         scores = torch.empty(len(sequences))
-        order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
         with torch.no_grad():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for rows in longest_first(list(map(len, sequences)), self.batch_size):
                 batch = collate([sequences[r][:-1] for r in rows], [sequences[r][-1:] for r in rows], pad)
                 scores[rows] = self.score(batch.to(self.device)).float().cpu()
         return scores

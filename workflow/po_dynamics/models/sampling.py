@@ -7,7 +7,7 @@ global random state. All sampling fields of the model's own generation config ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import by_length, left_pad
-from po_dynamics.models.loading import evaluating
-from po_dynamics.storage.distributed import everywhere, in_step
+from po_dynamics.models.batches import left_pad, longest_first
+from po_dynamics.models.loading import context_length, evaluating
+from po_dynamics.storage.distributed import all_in_step, in_step
 
 
 class Sampling(NamedTuple):
@@ -42,6 +42,10 @@ class Response(NamedTuple):
     ended: bool
     logps: list[float]
     entropy: float | None
+
+
+# Of one position of every row: tokens (B,), then what else is kept of them, also (B,).
+Column = tuple[Tensor, ...]
 
 
 class Rollout(Protocol):
@@ -98,59 +102,82 @@ def check(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int | N
         )
 
 
-def _scatter(
-    columns: Sequence[tuple[Tensor, Tensor, Tensor]], sampling: Sampling, rows: Sequence[int]
-) -> Iterator[tuple[int, Response]]:
-    """Cuts the sampled columns (tokens, law log-probs, entropies) of a batch at each row's first EOS."""
-    tokens, logps, entropies = (torch.stack(part, 1).tolist() for part in zip(*columns, strict=True))
-    for place, row in enumerate(rows):
-        end = next((t for t, token in enumerate(tokens[place]) if token in sampling.eos_ids), None)
-        stop = len(tokens[place]) if end is None else end + 1
-        yield (
-            row,
-            Response(tokens[place][:stop], end is not None, logps[place][:stop], float(sum(entropies[place][:stop]))),
-        )
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    choose: Callable[[Tensor, int], Column],
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+) -> list[Column]:
+    """The decoding loop with a key–value cache: what `choose` gave at each position, till every row has ended.
+
+    `choose` maps the next token's logits (B, V) and the position in the response to tokens (B,) and whatever else it
+    wants to keep of them. Prompts are padded on the left, and positions are given explicitly.
+    """
+    ids_BC, mask_BC = left_pad(prompts, pad_id, model.device)
+    positions_BC = (mask_BC.cumsum(1) - 1).clamp(min=0)
+    cache, eos = DynamicCache(config=model.config), torch.tensor(eos_ids, device=model.device)
+    ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    columns: list[Column] = []
+    for position in range(max_new_tokens):
+        logits_BV = model(
+            input_ids=ids_BC,
+            attention_mask=mask_BC,
+            position_ids=positions_BC,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        columns.append(choose(logits_BV, position))
+        ended_B = ended_B | torch.isin(columns[-1][0], eos)
+        if all_in_step(ended_B.all()):
+            break
+        ids_BC, positions_BC = columns[-1][0].unsqueeze(1), positions_BC[:, -1:] + 1
+        mask_BC = torch.cat((mask_BC, mask_BC.new_ones(len(prompts), 1)), dim=1)
+    return columns
+
+
+def greedy(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_id: int, pad_id: int
+) -> list[list[int]]:
+    """The most probable next token, again and again, to EOS (included) or `max_new_tokens`; one batch."""
+    columns = decode(model, prompts, lambda logits_BV, _: (logits_BV.argmax(-1),), max_new_tokens, (eos_id,), pad_id)
+    rows = torch.stack([tokens_B for (tokens_B,) in columns], 1).tolist()
+    return [row[: row.index(eos_id) + 1] if eos_id in row else row for row in rows]
+
+
+def _responses(columns: Sequence[Column], eos_ids: Sequence[int]) -> Iterator[Response]:
+    """Cuts the sampled columns (tokens, log-probs of the law, entropies) of a batch at each row's first EOS."""
+    rows = zip(*(torch.stack(part, 1).tolist() for part in zip(*columns, strict=True)), strict=True)
+    for tokens, logps, entropies in rows:
+        end = next((t for t, token in enumerate(tokens) if token in eos_ids), None)
+        stop = len(tokens) if end is None else end + 1
+        yield Response(tokens[:stop], end is not None, logps[:stop], float(sum(entropies[:stop])))
 
 
 class CachedRollout:
-    """A key–value-cached sampling loop: left padding, explicit position ids, stops when every row has ended."""
+    """Samples by the cached loop of `decode`."""
 
     def __init__(self, model: PreTrainedModel, sampling: Sampling, batch_size: int) -> None:
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
 
     def __call__(self, prompts: Sequence[Sequence[int]], uniforms_BR: Tensor) -> list[Response]:
-        check(prompts, self.sampling, getattr(self.model.config, "max_position_embeddings", None))
+        check(prompts, self.sampling, context_length(self.model))
         responses: dict[int, Response] = {}
         with torch.no_grad(), evaluating(self.model):
-            for rows in by_length(prompts, self.batch_size):
-                columns = self._sample([prompts[row] for row in rows], uniforms_BR[rows])
-                responses.update(_scatter(columns, self.sampling, rows))
+            for rows in longest_first(list(map(len, prompts)), self.batch_size):
+                columns = self._sample([prompts[row] for row in rows], uniforms_BR[rows].to(self.model.device))
+                responses |= zip(rows, _responses(columns, self.sampling.eos_ids), strict=True)
         return [responses[row] for row in range(len(prompts))]
 
-    def _sample(self, prompts: Sequence[Sequence[int]], uniforms_BR: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        sampling, device = self.sampling, self.model.device
-        ids_BC, mask_BC = left_pad(prompts, sampling.pad_id, device)
-        positions_BC = (mask_BC.cumsum(1) - 1).clamp(min=0)
-        uniforms_BR, eos = uniforms_BR.to(device), torch.tensor(sampling.eos_ids, device=device)
-        cache = DynamicCache(config=self.model.config)
-        ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        columns: list[tuple[Tensor, Tensor, Tensor]] = []
-        for step in range(sampling.max_new_tokens):
-            logits_BV = self.model(
-                input_ids=ids_BC,
-                attention_mask=mask_BC,
-                position_ids=positions_BC,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            columns.append(draw(logits_BV, uniforms_BR[:, step], sampling.temperature, sampling.top_p))
-            ended_B |= torch.isin(columns[-1][0], eos)
-            if everywhere(ended_B.all()):
-                break
-            ids_BC, positions_BC = columns[-1][0].unsqueeze(1), positions_BC[:, -1:] + 1
-            mask_BC = torch.cat((mask_BC, mask_BC.new_ones(len(prompts), 1)), dim=1)
-        return columns
+    def _sample(self, prompts: Sequence[Sequence[int]], uniforms_BR: Tensor) -> list[Column]:
+        law = self.sampling
+
+        def choose(logits_BV: Tensor, position: int) -> Column:
+            return draw(logits_BV, uniforms_BR[:, position], law.temperature, law.top_p)
+
+        return decode(self.model, prompts, choose, law.max_new_tokens, law.eos_ids, law.pad_id)
 
 
 class GenerateRollout:
@@ -160,10 +187,10 @@ class GenerateRollout:
         self.model, self.sampling, self.batch_size = model, sampling, batch_size
 
     def __call__(self, prompts: Sequence[Sequence[int]], uniforms_BR: Tensor) -> list[Response]:
-        check(prompts, self.sampling, getattr(self.model.config, "max_position_embeddings", None))
+        check(prompts, self.sampling, context_length(self.model))
         responses: dict[int, Response] = {}
         with torch.no_grad(), evaluating(self.model), blank_generation_config(self.model):
-            for rows in by_length(prompts, self.batch_size):
+            for rows in longest_first(list(map(len, prompts)), self.batch_size):
                 ids_BC, mask_BC = left_pad([prompts[row] for row in rows], self.sampling.pad_id, self.model.device)
                 forced = _Forced(uniforms_BR[rows], self.sampling)
                 config = GenerationConfig(
@@ -179,7 +206,7 @@ class GenerateRollout:
                     logits_processor=LogitsProcessorList([forced]),
                     synced_gpus=in_step(),
                 )
-                responses.update(_scatter(forced.columns, self.sampling, rows))
+                responses |= zip(rows, _responses(forced.columns, self.sampling.eos_ids), strict=True)
         return [responses[row] for row in range(len(prompts))]
 
 
@@ -188,7 +215,7 @@ class _Forced(LogitsProcessor):
 
     def __init__(self, uniforms_BR: Tensor, sampling: Sampling) -> None:
         self.uniforms_BR, self.sampling = uniforms_BR, sampling
-        self.columns: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.columns: list[Column] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniforms_B = self.uniforms_BR[:, len(self.columns)].to(scores.device)

@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError, first_line
 
@@ -32,9 +28,6 @@ NEW_PAD = "<|padding|>"
 
 
 SPARE_PADS = (r"<\|padding\|>", r".*\bpad.*", r".*_pad\b.*", r".*reserved_special_token_\d+.*", r".*unused\d+.*")
-
-
-# ---------------------------------------------------------------------------------------------------- tokenizers
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -71,7 +64,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the base model's tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
-    rows = _embeddings(model)
+    rows = embedding_rows(model)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": _spare_pad(tokenizer, rows) or NEW_PAD})
     if len(tokenizer) > rows:
@@ -102,13 +95,14 @@ def _spare_pad(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
     return None
 
 
-def _embeddings(model: PreTrainedModel) -> int:
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Token ids that the model knows."""
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index, operator, union-attr]
 
 
 def _resize_embeddings(model: PreTrainedModel, size: int) -> None:
     """New rows are the mean of the old ones: an unseen token starts with an average logit, without any randomness."""
-    old = _embeddings(model)
+    old = embedding_rows(model)
     model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         embeddings: Any

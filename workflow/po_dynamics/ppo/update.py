@@ -102,7 +102,7 @@ def grad_norm(parameters: Iterator[nn.Parameter]) -> Tensor:
 def clip_grad_norm(model: nn.Module, limit: float, accelerator: Accelerator) -> Tensor:
     """Clips the gradients; the norm before. accelerate cannot tell two sharded models of as many parameters apart."""
     if accelerator.is_fsdp2:
-        return sharding.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+        return sharding.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
     return accelerator.clip_grad_norm_(model.parameters(), limit)
 
 

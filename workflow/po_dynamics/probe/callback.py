@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from po_dynamics.dynamics.alignment import Probe, dynamics
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
-from po_dynamics.probe.passes import probe
+from po_dynamics.probe.passes import Options, probe
 from po_dynamics.probe.samples import Sample
 
 
@@ -58,7 +58,7 @@ class ProbeCallback(TrainerCallback):
         model.set_attn_implementation("eager")
         try:
             label = f"probe step {step}"
-            tables = probe(model, self.train, self.final, self.objective, step, audits=0, label=label)
+            tables = probe(model, self.train, self.final, self.objective, step, Options(audits=0), label=label)
         finally:
             model.set_attn_implementation(attention)
         rows = dynamics(Probe({}, tables)).query("segment == 'all' and not filtered")

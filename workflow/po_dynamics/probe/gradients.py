@@ -40,8 +40,11 @@ class MiniBatch:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Measures mini-batches of one model along v (and, second, P⁻¹v); `separate` names the gradients of their own."""
+class Gradients:
+    """Measures the gradient of each mini-batch of one model along v (and, as second direction, P⁻¹v).
+
+    `separate` names the components whose gradients are made one by one; only these have norms and segments.
+    """
 
     model: PreTrainedModel
     directions: Sequence[Direction]
@@ -57,7 +60,7 @@ class Measurement:
 
     def rows(self, mini: MiniBatch, audit: bool) -> list[dict[str, Any]]:
         """One row per component and segment; InputError where the passes disagree by more than the tolerance."""
-        measured, inner = self._gradients(mini)
+        measured, inner = self._measured(mini)
         floor = 0.01 * self.v_norm * math.sqrt(measured["TOT"][1].sum())
         audits = self._audit(mini) if audit else {}
         rows: list[dict[str, Any]] = []
@@ -93,20 +96,20 @@ class Measurement:
         """The place in `units` of every parameter."""
         return torch.tensor([self.units.index(unit) for unit in units(list(self.directions[0]))])
 
-    def _gradients(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
-        """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component made separately and of TOT; ⟨g_POS, g_NEG⟩."""
+    def _measured(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
+        """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component of its own and of TOT; ⟨g_POS, g_NEG⟩."""
         signs = [name for name in self.separate if name not in GROUPS]
-        part = self._apart(mini, signs)
+        part = self._own(mini, signs)
         dots_CKU, squares_CU = self._by_unit(part.dots_CKP), self._by_unit(part.squares_CP)
         measured = {name: (dots_CKU[c], squares_CU[c]) for c, name in enumerate(signs)}
         measured["TOT"] = (dots_CKU.sum(0), self._by_unit(part.total_squares_P))
         if GROUPS[0] in self.separate:
             for name in GROUPS:  # one by one: the memory of one gradient
-                group = self._apart(mini, [name])
+                group = self._own(mini, [name])
                 measured[name] = (self._by_unit(group.dots_CKP)[0], self._by_unit(group.squares_CP)[0])
         return measured, float(part.inner_P.sum()) if len(signs) > 1 else math.nan
 
-    def _apart(self, mini: MiniBatch, names: Sequence[str]) -> Any:
+    def _own(self, mini: MiniBatch, names: Sequence[str]) -> Any:
         coefficients = {name: self._spread(mini, mini.masks[name]) for name in names}
         return component_gradients(self.model, mini.inputs, coefficients, self.directions, self.temperature)
 

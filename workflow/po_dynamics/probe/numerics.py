@@ -1,4 +1,4 @@
-"""States that a computation needs and that are put back afterwards: evaluation mode, gradients, exact arithmetic."""
+"""States that a computation needs and that are put back afterwards: gradients, exact arithmetic."""
 
 from __future__ import annotations
 
@@ -9,19 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; the earlier mode is restored."""
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
 
 
 @contextmanager

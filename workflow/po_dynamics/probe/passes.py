@@ -4,7 +4,7 @@
 
 Three passes: v from one backward over D′; s_t of every token of D by forward mode; gradient norms and dot products per
 layer by reverse mode, which also checks the forward mode in every mini-batch. Memory: parameters, v, one gradient and
-the activations of one mini-batch. The stages that probe checkpoints on disk are in `probing`.
+the activations of one mini-batch. The stages that probe checkpoints on disk are in `probe.stages`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,17 +25,32 @@ from transformers import PreTrainedModel
 
 from po_dynamics.dynamics.coefficients import batch_sizes, component_masks, reweight
 from po_dynamics.dynamics.tables import Tables
-from po_dynamics.models.batches import Batch, collate
+from po_dynamics.models.batches import Batch, collate, least_padding
+from po_dynamics.models.loading import context_length
+from po_dynamics.models.tokenizers import embedding_rows
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.probe import token_scores
-from po_dynamics.probe.gradients import DEFAULT_SEPARATE, TOLERANCE, Measurement, MiniBatch, batches_frame, norms
-from po_dynamics.probe.inputs import context_length, vocabulary_size
+from po_dynamics.probe.gradients import DEFAULT_SEPARATE, TOLERANCE, Gradients, MiniBatch, batches_frame, norms
 from po_dynamics.probe.numerics import exact_arithmetic
 from po_dynamics.probe.samples import Sample, check_samples, samples_frame
-from po_dynamics.probe.token_scores import Direction, by_length, call_cost
-from po_dynamics.storage.pieces import Ledger
+from po_dynamics.probe.token_scores import Direction, call_cost
+from po_dynamics.storage.pieces import Pieces
 
 CHUNK_TOKENS = 2048  # of the forward-mode pass, at least: it stores no activations, so more than a mini-batch fits
+
+
+class Options(NamedTuple):
+    """How to probe; the defaults suit any objective."""
+
+    temperature: float = 1.0  # of log π on D; D′ always has 1
+    # Components that get a gradient of their own in reverse mode, and so norms, cosines and segments: (TOT), (POS, NEG)
+    # or (POS, NEG, TOP, MID, BOT); None: the second offline, the first online. All have token scores in any case.
+    separate: Sequence[str] | None = None
+    audits: int = 2  # mini-batches, chosen at random, in which every component is also computed by one plain backward
+    tolerance: float | None = None  # relative, of forward, reverse and audit; None: 1e-3 (float32), 1e-9 (float64)
+    scales: Mapping[str, Tensor] | None = None  # AdamW's P by parameter, for ⟨v, P⁻¹∇L⟩ (`dot_adamw`)
+    seed: int = 0  # of the choice of audits
+    tf32: bool = False  # lets a GPU round the factors of matrix products to ten bits; only to study what that does
 
 
 def probe(
@@ -44,16 +59,8 @@ def probe(
     final: Sequence[Sample],
     objective: Objective,
     step: int = 0,
-    *,
-    temperature: float = 1.0,
-    separate: Sequence[str] | None = None,
-    audits: int = 2,
-    tolerance: float | None = None,
-    scales: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-    ledger: Ledger | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    tf32: bool = False,
+    options: Options = Options(),  # noqa: B008 - immutable
+    pieces: Pieces | None = None,
     label: str = "probe",
 ) -> Tables:
     """Token scores, gradient norms and dot products of `objective` on D (`train`) towards D′ (`final`).
@@ -63,44 +70,43 @@ def probe(
         train: mini-batches of pairs (`pair_samples`, then `with_reference`) or of roll-outs (`rollout_samples`).
         final: mini-batches of responses (`final_samples`).
         objective, step: what the coefficients are of, and the step that its schedules are at.
-        temperature: of log π on D; D′ always has 1.
-        separate: components that get a gradient of their own in reverse mode, and so norms, cosines and segments:
-            (TOT), (POS, NEG) or (POS, NEG, TOP, MID, BOT); by default the second offline, the first online. Every
-            component has token scores in any case.
-        audits: mini-batches, chosen at random, in which every component is also computed by one plain backward each.
-        tolerance: largest relative difference of forward, reverse and audit; by default 1e-3 (float32), 1e-9 (float64).
-        scales: AdamW's P by parameter, for ⟨v, P⁻¹∇L⟩ (`dot_adamw`).
-        ledger: keeps finished pieces on disk.
-        tf32: lets a GPU round the factors of matrix products to ten bits; only to study what that does.
+        pieces: keeps what is finished on disk.
+        label: of the progress bar.
 
     Raises:
         InputError: unusable samples, objective or model; passes that disagree by more than the tolerance.
     """
-    run = Passes(model, train, final, temperature, ledger or Ledger(), label)
-    with exact_arithmetic(run.dtype, tf32), run.bar:
+    run = Passes(model, train, final, options.temperature, pieces or Pieces(), label)
+    with exact_arithmetic(run.dtype, options.tf32), run.bar:
         direction, final_rows = run.direction()
-        directions = [direction] if scales is None else [direction, {k: v / scales[k] for k, v in direction.items()}]
-        limit = TOLERANCE[run.dtype] if tolerance is None else tolerance
-        measurement = Measurement(
-            model, directions, tuple(separate or DEFAULT_SEPARATE[objective.family]), temperature, limit
-        )
+        directions = [direction]
+        if options.scales is not None:
+            directions.append({name: v / options.scales[name] for name, v in direction.items()})
+        tolerance = TOLERANCE[run.dtype] if options.tolerance is None else options.tolerance
+        separate = tuple(options.separate or DEFAULT_SEPARATE[objective.family])
+        gradients = Gradients(model, directions, separate, options.temperature, tolerance)
         scores = run.score([direction])
         terms = reweight(scores, objective, step)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
-        rows = run.measure(measurement, scores, terms.loss, audits, np.random.default_rng([seed, step]))
+        random = np.random.default_rng([options.seed, step])
+        rows = run.measure(gradients, scores, terms.loss, options.audits, random)
     v_norms = norms(direction)
     identity = hashlib.sha256(
         repr((objective.name, dict(objective.parameters), step, v_norms)).encode() + scores.to_csv().encode()
     )
-    about: dict[str, Any] = {"id": identity.hexdigest(), "final_set": "", "learning_rate": None}
-    about |= {
+    about = {
+        "id": identity.hexdigest(),
+        "final_set": "",
+        "learning_rate": None,
         "family": objective.family,
         "objective": objective.name,
         "parameters": dict(objective.parameters),
         "step": step,
+        "temperature": options.temperature,
+        "precision": str(run.dtype).removeprefix("torch."),
+        "v_norms": v_norms,
+        "layers": sum(name.startswith("layer.") for name in v_norms),
     }
-    about |= {"temperature": temperature, "precision": str(run.dtype).removeprefix("torch."), "v_norms": v_norms}
-    about |= {"layers": sum(name.startswith("layer.") for name in v_norms), **(metadata or {})}
     return Tables(samples_frame([*train, *final]), scores, batches_frame([*final_rows, *rows]), about)
 
 
@@ -114,7 +120,7 @@ def with_reference(
 
     So a policy that still is the reference has log-ratios of exactly 0.
     """
-    run = Passes(reference, samples, [], 1.0, Ledger(), label)
+    run = Passes(reference, samples, [], 1.0, Pieces(), label)
     with exact_arithmetic(run.dtype, tf32), run.bar:
         logps = run.score([])["logprob"].to_numpy()
     ends = np.cumsum([len(sample.response_ids) for sample in samples])
@@ -130,13 +136,13 @@ class Passes:
         train: Sequence[Sample],
         final: Sequence[Sample],
         temperature: float,
-        ledger: Ledger,
+        pieces: Pieces,
         label: str,
     ) -> None:
         self.model, self.train, self.final = model, train, final
-        self.temperature, self.ledger = temperature, ledger
+        self.temperature, self.pieces = temperature, pieces
         for samples in (train, final) if final else (train,):
-            check_samples(samples, vocabulary_size(model), context_length(model))
+            check_samples(samples, embedding_rows(model), context_length(model))
         token_scores.require_forward_mode(model)
         parameter = next(model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
@@ -146,7 +152,7 @@ class Passes:
     def direction(self) -> tuple[Direction, list[dict[str, Any]]]:
         """v, and a row per mini-batch of D′."""
         batches = mini_batches(self.final)
-        stored = self.ledger.get("v") or {"done": 0, "sum": [], "rows": []}
+        stored = self.pieces.get("v") or {"done": 0, "sum": [], "rows": []}
         total, rows = [tensor.to(self.device) for tensor in stored["sum"]], list(stored["rows"])
         for done, samples in enumerate(batches, 1):
             if done > stored["done"]:
@@ -156,18 +162,18 @@ class Passes:
                 rows.append({**row, "n": len(samples), "loss": float(nll_B.mean()), "grad_norm": norm})
                 total = total or [torch.zeros_like(g) for g in gradient]
                 torch._foreach_add_(total, gradient)
-                if done == len(batches) or self.ledger.due:
-                    self.ledger.put("v", {"done": done, "sum": total, "rows": list(rows)})
+                if done == len(batches) or self.pieces.due:
+                    self.pieces.put("v", {"done": done, "sum": total, "rows": list(rows)})
             self._advance(samples, f"D′ {done}/{len(batches)}")
         return dict(zip((name for name, _ in self.model.named_parameters()), total, strict=True)), rows
 
     def score(self, directions: Sequence[Direction]) -> pd.DataFrame:
         """`scores.parquet` without coefficients; chunks are of similar length, whatever the mini-batches."""
         parts: list[Tensor] = [torch.empty(0)] * len(self.train)
-        chunks = list(self._chunks())
+        chunks = self._chunks()
         for done, chunk in enumerate(chunks, 1):
             samples = [self.train[i] for i in chunk]
-            piece = self.ledger.piece(f"score {chunk[0]}", partial(self._score, samples, directions))
+            piece = self.pieces.piece(f"score {chunk[0]}", partial(self._score, samples, directions))
             ends = np.cumsum([len(s.response_ids) for s in samples]).tolist()
             for i, part in zip(chunk, torch.tensor_split(piece, ends[:-1], dim=1), strict=True):
                 parts[i] = part
@@ -180,23 +186,22 @@ class Passes:
         rows = [scores.logps_BT, scores.argmax_logps_BT, *scores.scores_KBT]
         return torch.stack([row_BT[batch.loss_mask_BT] for row_BT in rows]).cpu()
 
-    def _chunks(self) -> Iterator[list[int]]:
+    def _chunks(self) -> list[list[int]]:
         """Samples of similar length; at most as many padded tokens as the largest mini-batch has, or CHUNK_TOKENS."""
         padded = (len(samples) * max(s.length for s in samples) for samples in mini_batches(self.train))
-        order = sorted(range(len(self.train)), key=lambda i: -self.train[i].length)
-        lengths = [self.train[i].length for i in order]
-        for start, stop in by_length(lengths, call_cost(list(self.model.parameters())), max(CHUNK_TOKENS, *padded)):
-            yield order[start:stop]
+        lengths = [sample.length for sample in self.train]
+        cost = call_cost(list(self.model.parameters()))
+        return least_padding(range(len(lengths)), lengths, cost, max(CHUNK_TOKENS, *padded))
 
     def measure(
-        self, measurement: Measurement, scores: pd.DataFrame, loss: np.ndarray, audits: int, random: np.random.Generator
+        self, gradients: Gradients, scores: pd.DataFrame, loss: np.ndarray, audits: int, random: np.random.Generator
     ) -> list[dict[str, Any]]:
         """Rows of `batches.parquet` of D."""
         batches, rows = mini_batches(self.train), []
         audited = set(random.permutation(len(batches))[:audits].tolist())
         for place, mini in enumerate(self._mini(batches, scores, loss)):
             piece = f"batch {mini.batch}"
-            rows += self.ledger.piece(piece, partial(measurement.rows, mini, place in audited))
+            rows += self.pieces.piece(piece, partial(gradients.rows, mini, place in audited))
             self._advance(batches[place], f"gradients {place + 1}/{len(batches)}")
         return rows
 

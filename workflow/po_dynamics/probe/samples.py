@@ -13,7 +13,7 @@ import pandas as pd
 
 from po_dynamics.data.preferences import EncodedPair, encode_pairs
 from po_dynamics.errors import InputError
-from po_dynamics.storage.parquet import read_table
+from po_dynamics.storage.parquet import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ def read_pairs(
 
 def read_final(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, batch_size: int) -> list[Sample]:
     """n final responses; InputError where the text was not written by this tokenizer (a table of another model)."""
-    rows = read_table(path, ["id", "prompt_ids", "response_ids", "response"])
+    rows = read_rows(path, ["id", "prompt_ids", "response_ids", "response"])
     known = len(tokenizer)
     for row in rows:
         ids = row["response_ids"]

@@ -3,186 +3,206 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
 
 from po_dynamics.dynamics import tables
 from po_dynamics.errors import InputError
+from po_dynamics.models.loading import check_folder, context_length, load_model, usable_length
+from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
-from po_dynamics.probe.inputs import check_folders, context_length, load_policy, load_tokenizer, read_optimizer
-from po_dynamics.probe.passes import probe, with_reference
+from po_dynamics.probe.passes import Options, probe, with_reference
 from po_dynamics.probe.samples import Sample, check_samples, read_final, read_pairs, rollout_samples
 from po_dynamics.settings.probe import Probe
 from po_dynamics.storage.atomic import atomic_folder, remove
-from po_dynamics.storage.pieces import Ledger
-from po_dynamics.storage.state import open_state
+from po_dynamics.storage.checkpoints import read_optimizer
+from po_dynamics.storage.pieces import Pieces
+from po_dynamics.storage.state import identity, open_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
+# What must be equal in the configurations of checkpoints and reference.
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
 
 Draw = Callable[[Path], list[Sample]]  # a checkpoint's folder → D
 
 
-def probe_offline(
-    checkpoints: Path,
-    steps: Sequence[int],
-    reference: Path,
-    preferences: Path,
-    final_responses: Path,
-    output: Path,
-    state: Path,
-    objective: Objective,
-    settings: Mapping[str, Any] | Probe,
-    training: Mapping[str, Any],
-    final_set: str = "heldout",
-) -> None:
-    """Writes `output/step-<t>/{samples,scores,batches}.parquet` for the given steps of `checkpoints/step-<t>`.
+@dataclass(frozen=True)
+class ProbedRun:
+    """Checkpoints of a run, what D and D′ are drawn from, and how to probe."""
 
-    Args:
-        reference: the run's initial model; its log-probs are computed here, by the code path of the policy's.
-        preferences, final_responses: where D and D′ are drawn from.
-        state: finished checkpoints and pieces of the one in work; removed on success.
-        objective: an offline one.
-        settings: `probe` of the configuration.
-        training: `models.<model>.offline`; only `max_length` is read.
+    checkpoints: Path  # with folders step-<t>
+    steps: Sequence[int]  # t of those to probe
+    reference: Path  # the run's initial model; its log-probs are computed here, by the code path of the policy's
+    preferences: Path  # pairs offline, prompts online: where D is drawn from
+    final_responses: Path  # where D′ is drawn from
+    output: Path  # gets step-<t>/{samples,scores,batches}.parquet
+    state: Path  # finished checkpoints and pieces of the one in work; removed on success
+    objective: Objective
+    settings: Probe  # `probe` of the configuration
+    training: Mapping[str, Any]  # `models.<model>.offline` (only `max_length` is read) or `.online`
+    final_set: str = "heldout"
+
+    @property
+    def draws(self) -> tuple[int, int, int]:
+        """Samples of D and of D′ each, the seed of their choice, and the size of their mini-batches."""
+        settings, family = self.settings, self.objective.family
+        return settings.samples, settings.seed, getattr(settings.batch_size, family)
+
+    def load(self, folder: Path) -> PreTrainedModel:
+        """A model in the precision of the probe, with the attention that forward mode needs."""
+        return load_model(folder, attention="eager", dtype=DTYPES[self.settings.precision])
+
+
+def probe_offline(run: ProbedRun) -> None:
+    """Writes the tables of every checkpoint, with D from the preference pairs.
 
     Raises:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
-    settings = Probe.of(settings, "probe")
-    folders = _folders(checkpoints, steps)
-    check_folders(folders, reference)
-    n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.offline
-    tokenizer = load_tokenizer(reference)
-    final = read_final(final_responses, tokenizer, n, seed, batch_size)
-    reference_model = load_policy(reference, settings.precision)
-    context = context_length(reference_model)
-    max_length = min(training["max_length"], context or training["max_length"])
-    pairs = read_pairs(preferences, tokenizer, n, seed, batch_size, max_length)
-    check_samples(final, len(tokenizer), context)
-    signature = _signature(
-        [preferences, final_responses], [reference, *folders], objective.name, objective.parameters, settings.resolved()
-    )
+    folders, final = _open(run)
+    n, seed, batch_size = run.draws
+    reference = run.load(run.reference)
+    max_length = usable_length(reference, run.training["max_length"])
+    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length)
     train: list[Sample] = []
 
     def draw(_: Path) -> list[Sample]:
         if not train:
-            train.extend(with_reference(pairs, reference_model))
+            train.extend(with_reference(pairs, reference))
         return train
 
-    about = {"objective": objective, "final_set": final_set, "temperature": 1.0}
-    _probe_all(folders, final, draw, output, state, settings, signature | {"max_length": max_length}, about)
+    signature = _signature(run, folders) | {"max_length": max_length}
+    _probe_all(run, folders, final, draw, signature)
 
 
-def probe_online(
-    checkpoints: Path,
-    steps: Sequence[int],
-    reference: Path,
-    reward: str | Path,
-    preferences: Path,
-    final_responses: Path,
-    output: Path,
-    state: Path,
-    objective: Objective,
-    settings: Mapping[str, Any] | Probe,
-    training: Mapping[str, Any],
-    final_set: str = "heldout",
-) -> None:
+def probe_online(run: ProbedRun, reward: str | Path) -> None:
     """As `probe_offline`, with D rolled out at each checkpoint and scored by `reward` and the checkpoint's own critic.
 
-    `preferences` gives the prompts; `training` is `models.<model>.online`.
+    `reward` is a reward model's folder or "module:function".
     """
     from po_dynamics.ppo.experience import Sources
     from po_dynamics.ppo.probe_rollouts import fresh_rollouts
 
-    settings = Probe.of(settings, "probe")
-    folders = _folders(checkpoints, steps)
-    check_folders(folders, reference)
-    n, seed, batch_size = settings.samples, settings.seed, settings.batch_size.online
-    tokenizer = load_tokenizer(reference)
-    final = read_final(final_responses, tokenizer, n, seed, batch_size)
-    check_samples(final, len(tokenizer), context_length(load_policy(reference, device="cpu")))
-    inputs = [preferences, final_responses]
-    models = [reference, *folders, *([reward] if isinstance(reward, Path) else [])]
-    signature = _signature(inputs, models, objective.name, objective.parameters, settings.resolved())
+    folders, final = _open(run)
+    n, seed, batch_size = run.draws
 
     def draw(folder: Path) -> list[Sample]:
-        sources = Sources(folder, reward, reference, preferences)
-        return rollout_samples(fresh_rollouts(sources, n, training, seed, objective), batch_size)
+        sources = Sources(folder, reward, run.reference, run.preferences)
+        return rollout_samples(fresh_rollouts(sources, n, run.training, seed, run.objective), batch_size)
 
-    temperature = training.get("temperature", 1.0)
-    about = {"objective": objective, "final_set": final_set, "temperature": temperature}
-    _probe_all(folders, final, draw, output, state, settings, signature | {"training": dict(training)}, about)
+    models = [*folders, *([reward] if isinstance(reward, Path) else [])]
+    signature = _signature(run, models) | {"training": dict(run.training), "reward": str(reward)}
+    _probe_all(run, folders, final, draw, signature, run.training.get("temperature", 1.0))
+
+
+def _open(run: ProbedRun) -> tuple[list[Path], list[Sample]]:
+    """The checkpoints' folders and D′, both checked."""
+    folders = [run.checkpoints / f"step-{step}" for step in run.steps]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        there = ", ".join(sorted(path.name for path in run.checkpoints.glob("step-*"))) or "none"
+        raise InputError(f"{missing[0]} does not exist (checkpoints there: {there})")
+    check_folders(folders, run.reference)
+    n, seed, batch_size = run.draws
+    tokenizer = load_tokenizer(run.reference)
+    final = read_final(run.final_responses, tokenizer, n, seed, batch_size)
+    check_samples(final, len(tokenizer), context_length(AutoConfig.from_pretrained(run.reference)))
+    return folders, final
+
+
+def check_folders(checkpoints: Sequence[Path], reference: Path) -> None:
+    """InputError unless all folders hold readable weights of one architecture and one vocabulary."""
+    for folder in [reference, *checkpoints]:
+        check_folder(folder)
+    expected, words = _shape(reference), _vocabulary(reference)
+    for folder in checkpoints:
+        shape = _shape(folder)
+        for key, value in expected.items():
+            if shape[key] != value:
+                raise InputError(
+                    f"{folder}: {key} is {shape[key]!r}, but {value!r} in {reference}: "
+                    "the checkpoint is of another model than the samples"
+                )
+        if _vocabulary(folder) != words:
+            raise InputError(f"{folder}: its tokenizer differs from that of {reference}, which makes the samples")
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {key: config.get(key) for key in _SHAPE}
+
+
+def _vocabulary(folder: Path) -> Any:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None  # a slow tokenizer: token ids are still checked against the vocabulary's size
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content.get("model", {}).get("vocab"), content.get("added_tokens")
+
+
+def _signature(run: ProbedRun, models: Sequence[Path]) -> dict[str, Any]:
+    """What decides the result, to tell whether state on disk is of this very run."""
+    inputs = [run.preferences, run.final_responses, run.reference, *models]
+    return {
+        "objective": run.objective.name,
+        "parameters": run.objective.parameters,
+        "settings": run.settings.resolved(),
+        "inputs": {str(path): identity(path) for path in inputs},
+    }
 
 
 def _probe_all(
+    run: ProbedRun,
     folders: Sequence[Path],
     final: Sequence[Sample],
     draw: Draw,
-    output: Path,
-    state: Path,
-    settings: Probe,
     signature: Mapping[str, Any],
-    about: Mapping[str, Any],
+    temperature: float = 1.0,
 ) -> None:
-    """Finished checkpoints wait in `state`: Snakemake deletes the outputs of a failed job."""
-    open_state(state, signature)
+    """Finished checkpoints wait in the state's folder: Snakemake deletes the outputs of a failed job."""
+    open_state(run.state, signature)
     for folder in folders:
-        if not (state / folder.name).is_dir():
-            _probe_one(folder, draw(folder), final, state, settings, about)
+        if not (run.state / folder.name).is_dir():
+            _probe_one(run, folder, draw(folder), final, temperature)
     for folder in folders:
-        with atomic_folder(output / folder.name) as temporary:
-            for file in (state / folder.name).iterdir():
+        with atomic_folder(run.output / folder.name) as temporary:
+            for file in (run.state / folder.name).iterdir():
                 shutil.copy2(file, temporary / file.name)
-    remove(state)
+    remove(run.state)
 
 
 def _probe_one(
-    folder: Path,
-    train: Sequence[Sample],
-    final: Sequence[Sample],
-    state: Path,
-    settings: Probe,
-    about: Mapping[str, Any],
+    run: ProbedRun, folder: Path, train: Sequence[Sample], final: Sequence[Sample], temperature: float
 ) -> None:
-    model = load_policy(folder, settings.precision)
+    settings, model = run.settings, run.load(folder)
     scales, learning_rate = read_optimizer(folder, model)
-    ledger = Ledger(state / f".{folder.name}.pieces", key=_digest(train, final))
-    result = probe(
-        model,
-        train,
-        final,
-        about["objective"],
-        _step(folder),
-        temperature=about["temperature"],
+    options = Options(
+        temperature=temperature,
         separate=settings.separate,
         audits=settings.audits,
         tolerance=settings.tolerance,
         scales=scales,
         seed=settings.seed,
-        ledger=ledger,
-        metadata={"final_set": about["final_set"], "learning_rate": learning_rate},
-        label=f"probe {folder.name}",
     )
-    with atomic_folder(state / folder.name) as temporary:
+    pieces = Pieces(run.state / f".{folder.name}.pieces", key=_digest(train, final))
+    step = int(folder.name.removeprefix("step-"))
+    result = probe(model, train, final, run.objective, step, options, pieces, f"probe {folder.name}")
+    result.metadata |= {"final_set": run.final_set, "learning_rate": learning_rate}
+    with atomic_folder(run.state / folder.name) as temporary:
         tables.write(result, temporary)
-    ledger.close()
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _folders(checkpoints: Path, steps: Sequence[int]) -> list[Path]:
-    folders = [checkpoints / f"step-{step}" for step in steps]
-    if missing := [folder for folder in folders if not folder.is_dir()]:
-        there = ", ".join(sorted(path.name for path in checkpoints.glob("step-*"))) or "none"
-        raise InputError(f"{missing[0]} does not exist (checkpoints there: {there})")
-    return folders
+    pieces.close()
 
 
 def _digest(*samples: Sequence[Sample]) -> str:
-    """What decides the pieces of one checkpoint, whose files the state's signature covers."""
+    """Hash of the samples, which together with the state's signature decide the pieces of a checkpoint."""
     digest = hashlib.sha256()
     for sample in (sample for part in samples for sample in part):
         digest.update(
@@ -191,16 +211,3 @@ def _digest(*samples: Sequence[Sample]) -> str:
         for values in (sample.ref_logps, sample.advantages):
             digest.update(b"" if values is None else values.tobytes())
     return digest.hexdigest()
-
-
-def _signature(files: Sequence[Path], models: Sequence[Path], *settings: Any) -> dict[str, Any]:
-    return {"settings": settings, "files": [[str(f), *_identity(f)] for f in files] + [_weights(m) for m in models]}
-
-
-def _identity(file: Path) -> Iterator[Any]:
-    yield hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _weights(folder: Path) -> list[Any]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [str(folder), *([str(f.relative_to(folder)), os.stat(f).st_size, os.stat(f).st_mtime_ns] for f in files)]

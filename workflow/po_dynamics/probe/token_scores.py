@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,9 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import Batch, token_logps
-from po_dynamics.probe.numerics import evaluating, own_gradients, set_gradients
+from po_dynamics.models.batches import Batch, least_padding, select, token_logps
+from po_dynamics.models.loading import evaluating
+from po_dynamics.probe.numerics import own_gradients, set_gradients
 
 Direction = dict[str, Tensor]  # by parameter name, as a gradient is
 _DOT_BLOCK = {"cpu": 1 << 16}  # numbers that fit into a core's cache
@@ -221,41 +221,12 @@ def _measure(
 
 def parts(batch: Batch, rows: Sequence[int], cost: float) -> list[list[int]]:
     """Rows of a batch in parts of similar length: as little padding as the cost of one more call is worth."""
-    lengths = batch.attention_mask_BL.sum(1).tolist()
-    order = sorted(rows, key=lambda row: -lengths[row])
-    chunks = by_length([lengths[row] for row in order], cost)
-    return [order[start:stop] for start, stop in chunks]
+    return least_padding(rows, batch.attention_mask_BL.sum(1).tolist(), cost)
 
 
 def call_cost(weights: Sequence[Tensor]) -> float:
     """What a call of a model with these parameters costs beside its arithmetic, in tokens."""
     return _CALL_WORK.get(weights[0].device.type, 2e8) / (6 * sum(weight.numel() for weight in weights))
-
-
-def by_length(lengths: Sequence[int], cost: float, budget: float = math.inf) -> list[tuple[int, int]]:
-    """Cuts falling lengths into runs (start, stop) of least Σ (longest · rows + cost), each within `budget` tokens."""
-    best, cut = [0.0], [0]
-    for stop in range(1, len(lengths) + 1):
-        options = []
-        for start in range(stop - 1, -1, -1):
-            tokens = lengths[start] * (stop - start)
-            if tokens > budget and start < stop - 1:
-                break
-            options.append((best[start] + tokens + cost, start))
-        best.append(min(options)[0])
-        cut.append(min(options)[1])
-    runs, stop = [], len(lengths)
-    while stop:
-        runs.append((cut[stop], stop))
-        stop = cut[stop]
-    return runs[::-1]
-
-
-def select(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch, trimmed to the longest of them."""
-    length = int(batch.attention_mask_BL[rows].sum(1).max())
-    ids_BL, attention_BL, mask_BT = (tensor[rows] for tensor in batch)
-    return Batch(ids_BL[:, :length], attention_BL[:, :length], mask_BT[:, : length - 1])
 
 
 def oracle(

@@ -53,7 +53,7 @@ def page() -> str:
     sections = definitions["$defs"] | {"Configuration": definitions}
     if missing := set(sections) - {name for names in SECTIONS.values() for name in names}:
         raise ValueError(f"SECTIONS does not say where {', '.join(sorted(missing))} stands")
-    parts = [_section(key, name, sections[name]) for key, names in SECTIONS.items() for name in names]
+    parts = [_section(key, sections[name]) for key, names in SECTIONS.items() for name in names]
     return "\n".join([INTRODUCTION, *parts])
 
 
@@ -70,7 +70,7 @@ def _untitled(node: Any, keys: bool = False) -> Any:
     }
 
 
-def _section(key: str, name: str, declared: dict[str, Any]) -> str:
+def _section(key: str, declared: dict[str, Any]) -> str:
     source = declared["properties"].get("source", {}).get("const")
     heading = (f"`{key}`" if key else "The whole") + (f", source: {source}" if source else "")
     rows = [

@@ -1,4 +1,4 @@
-"""What the processes of a run must agree on."""
+"""What the processes of a run must agree on: who writes, and what holds on any or on all of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ import torch
 from torch import Tensor
 
 
-def in_step() -> bool:
-    """Whether the processes must make the same number of forward passes: sharded models gather weights in each."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.distributed.is_initialized()
-
-
-def everywhere(flag: Tensor) -> bool:
-    """Whether the flag holds, on all processes where they must pass in step."""
-    if in_step():
-        flag = flag.int()
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
-    return bool(flag)
+def is_first_process() -> bool:
+    """Whether this process writes the files; before the processes are connected their launcher's RANK tells."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
@@ -29,6 +23,19 @@ def any_process(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
     return bool(value.item())
+
+
+def in_step() -> bool:
+    """Whether the processes must make the same number of forward passes: sharded models gather weights in each."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.distributed.is_initialized()
+
+
+def all_in_step(flag: Tensor) -> bool:
+    """Whether the flag (a scalar) holds: on all processes where they must pass in step, else on this one."""
+    if in_step():
+        flag = flag.int()
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def share(rows: int) -> slice:

@@ -10,11 +10,11 @@ from typing import Any
 from po_dynamics.storage.atomic import atomic_file, remove
 
 
-class Ledger:
+class Pieces:
     """Pieces (numbers, tensors, lists and dicts of them) by name; written at most every `every_s` seconds.
 
-    Work that takes less than that touches no disk. Pieces of another `key` (other samples, another checkpoint) are
-    thrown away. Without a folder it only remembers.
+    A computation shorter than that writes none of its pieces. `key` says what they are pieces of (samples, a
+    checkpoint): those that were stored under another key are deleted. Without a folder nothing is ever written.
     """
 
     def __init__(self, folder: Path | None = None, key: str = "", every_s: float = 30.0) -> None:

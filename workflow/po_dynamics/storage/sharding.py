@@ -1,4 +1,4 @@
-"""Whole weights and optimizer states of a model that one process holds, or that FSDP2 spreads over several.
+"""Full weights and optimizer states of a model that one process holds, or that FSDP2 spreads over several.
 
 A sharded tensor is gathered by a collective: every process calls these functions, and in the same order. Tensors are
 gathered one at a time, so no device ever holds a second copy of the model.
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from po_dynamics.storage.distributed import is_first_process
+
 
 def unwrapped(model: Any) -> Any:
     """The model inside DistributedDataParallel; FSDP2 wraps nothing."""
@@ -22,20 +24,13 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def is_writer() -> bool:
-    """Whether this process writes files."""
-    return not (
-        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
-    )
-
-
-def whole(value: Tensor) -> Tensor:
-    """The full tensor; a collective where it is sharded."""
+def full_tensor(value: Tensor) -> Tensor:
+    """The full tensor, on every process; a collective where it is sharded."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A full tensor, the same on every process, laid out as `parameter` is."""
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A full tensor, the same on every process, moved and, where `parameter` is sharded, divided as `parameter` is."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value
@@ -45,9 +40,9 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 def weights(model: nn.Module, *, everywhere: bool = False) -> dict[str, Tensor]:
     """The state dict in float32 on the CPU, by names without wrappers' prefixes; tied weights stay one tensor.
 
-    Empty where `is_writer` is false, unless it is wanted `everywhere`.
+    Only the first process gets it, and the others an empty dict; with `everywhere`, every process gets it.
     """
-    model, keep = unwrapped(model), everywhere or is_writer()
+    model, keep = unwrapped(model), everywhere or is_first_process()
     if not (keep or is_sharded(model)):
         return {}
     identities = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -62,18 +57,22 @@ def weights(model: nn.Module, *, everywhere: bool = False) -> dict[str, Tensor]:
 
 
 def second_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's `exp_avg_sq` by parameter name, float32 on the CPU; empty before the first step and on non-writers."""
+    """AdamW's `exp_avg_sq` by parameter name, float32 on the CPU.
+
+    Empty before the optimizer's first step, and on all processes but the first.
+    """
     optimizer, model = getattr(optimizer, "optimizer", optimizer), unwrapped(model)  # accelerate wraps both
-    if not (is_writer() or is_sharded(model)):
+    if not (is_first_process() or is_sharded(model)):
         return {}
     moments = {
-        name: _float32(optimizer.state[parameter]["exp_avg_sq"].detach(), is_writer()).contiguous()
+        name: _float32(optimizer.state[parameter]["exp_avg_sq"].detach(), is_first_process()).contiguous()
         for name, parameter in model.named_parameters()
         if "exp_avg_sq" in optimizer.state.get(parameter, {})
     }
-    return moments if is_writer() else {}
+    return moments if is_first_process() else {}
 
 
 def _float32(value: Tensor, keep: bool) -> Tensor:
-    full = whole(value)
+    """The full tensor on the CPU; without `keep` only the collective runs, and the result is empty."""
+    full = full_tensor(value)
     return full.to("cpu", torch.float32) if keep else torch.empty(0)

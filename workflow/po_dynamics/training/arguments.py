@@ -1,32 +1,17 @@
-"""What supervised fine-tuning and reward-model training share: steps, batches, the Trainer's arguments, results."""
+"""What the trainings with TRL share: steps, batches, the Trainer's arguments."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
 from po_dynamics.settings.training import Stage, Supervised
-from po_dynamics.storage.atomic import atomic_folder, remove, write_json
-from po_dynamics.storage.checkpoints import save_float32
-
-
-def context_length(settings: Supervised, model: PreTrainedModel) -> int:
-    """Tokens per sequence: `max_length`, or the model's context; InputError when the former exceeds the latter."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    wanted = settings.max_length or context or 1024
-    if context and wanted > context:
-        raise InputError(f"max_length = {wanted} is above the model's context of {context} tokens: lower it")
-    return int(wanted)
 
 
 def total_steps(settings: Supervised, rows: int) -> int:
@@ -74,34 +59,3 @@ def arguments(settings: Supervised, state: Path, steps: int) -> dict[str, Any]:
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
     }
-
-
-def identity(path: Path) -> list[list[Any]]:
-    """What tells whether an input changed: the hash of a file; names, sizes and times in a folder."""
-    if path.is_file():
-        return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]]
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the files."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def publish(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    output: Path,
-    state: Path,
-    files: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Writes the trained model (float32), training.csv and JSON `files` as one folder, then removes the state."""
-    if getattr(model.config, "use_cache", None) is False:
-        model.config.use_cache = True
-    with atomic_folder(output) as temporary:
-        save_float32(model, tokenizer, temporary)
-        shutil.copy2(state / "training.csv", temporary)
-        for name, content in files.items():
-            write_json(temporary / name, content)
-    remove(state)

@@ -1,13 +1,11 @@
-"""Offline preference optimisation: reference log-probabilities, and the training of DPO and its family."""
+"""Offline preference optimisation: the training of DPO and its family."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +13,21 @@ import torch
 from torch.utils.data import Dataset, Subset
 from transformers import AutoConfig
 
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
-from po_dynamics.models.loading import check_folder, load_model
+from po_dynamics.models.loading import check_folder, load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.settings.training import Offline
 from po_dynamics.storage.atomic import atomic_file, atomic_folder, remove
-from po_dynamics.storage.state import TrainingLog, open_state
-from po_dynamics.training.reference import _context, read_reference
+from po_dynamics.storage.distributed import is_first_process
+from po_dynamics.storage.state import TrainingLog, identity, open_state
+from po_dynamics.training.arguments import accumulation
+from po_dynamics.training.reference import read_reference
 
 if TYPE_CHECKING:
     from trl import DPOConfig
-
-
-# ---------------------------------------------------------------------------------------------------------- training
 
 
 def train_offline(
@@ -60,22 +58,22 @@ def train_offline(
         InputError: bad settings, parameters or data; a loss or gradient that is not finite.
     """
     settings = Offline.of(settings, "offline")
-    steps, accumulation = _checkpoint_steps(settings, first_step), _accumulation(settings)
+    steps, accumulated = _checkpoint_steps(settings, first_step), accumulation(settings)
     rows = _rows(init, preferences, reference, settings)
-    arguments = _arguments(state, settings, accumulation, settings.max_steps - first_step, seed)
-    if _is_main_process():
+    arguments = _arguments(state, settings, accumulated, settings.max_steps - first_step, seed)
+    if is_first_process():
         run = {
             "objective": objective.name,
             "parameters": dict(objective.parameters),
             "settings": settings.resolved(),
             "seed": seed,
         }
-        inputs = {"init": _identity(init), "preferences": _identity(preferences), "reference": _identity(reference)}
+        inputs = {"init": identity(init), "preferences": identity(preferences), "reference": identity(reference)}
         open_state(state, {**run, "first_step": first_step, **inputs})
     arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
     data = _in_order(rows, settings, first_step, seed)
     _train(init, state, objective, settings, first_step, arguments, data, steps)
-    if _is_main_process():
+    if is_first_process():
         _publish(state, steps, output, log)
     arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
 
@@ -90,16 +88,13 @@ def _train(
     data: Dataset[Any],
     steps: Sequence[int],
 ) -> None:
-    from po_dynamics.training import (
-        offline_trainer,
-        resume,  # these import TRL and transformers
-    )
+    from po_dynamics.training import offline_trainer, resume  # these import TRL, which takes seconds
 
     tokenizer = load_tokenizer(init)
     # transformers' resume leaves weights at their initial values that are renamed in files (GPT-NeoX's head, silently).
     last = resume.last_complete(state)
-    whole = last is not None and (last / "config.json").is_file()  # sharded checkpoints are for the trainer alone
-    policy = load_model(last if last and whole else init, device="cpu")
+    full = last is not None and (last / "config.json").is_file()  # sharded checkpoints are for the trainer alone
+    policy = load_model(last if last and full else init, device="cpu")
     trainer = offline_trainer.OfflineTrainer(policy, arguments, tokenizer, data, objective, first_step)
     callbacks = [
         offline_trainer.AbsoluteSteps(init, first_step, settings),
@@ -122,8 +117,6 @@ def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, se
 
     Batches run across the ends of epochs, so every step has the whole global batch, on any number of processes.
     """
-    from po_dynamics.training.resume import ShuffledRows
-
     size, last = settings.batch_size, settings.max_steps
     return Subset(ShuffledRows(rows, last * size, seed), range(first_step * size, last * size))
 
@@ -131,8 +124,8 @@ def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, se
 def _rows(init: Path, preferences: Path, reference: Path, settings: Offline) -> list[dict[str, Any]]:
     """The pairs as `OfflineTrainer` takes them."""
     check_folder(init)
-    context = _context(AutoConfig.from_pretrained(init), settings.resolved())
-    pairs = encode_pairs(preferences, load_tokenizer(init), context)
+    max_length = usable_length(AutoConfig.from_pretrained(init), settings.max_length)
+    pairs = encode_pairs(preferences, load_tokenizer(init), max_length)
     logps = read_reference(reference, [pair.id for pair in pairs])
     return [
         dataclasses.asdict(pair) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -147,21 +140,7 @@ def _checkpoint_steps(settings: Offline, first_step: int) -> list[int]:
     return [t for t in settings.checkpoints if t >= first_step]
 
 
-def _accumulation(settings: Offline) -> int:
-    """Micro-batches per step and process; batch_size = micro_batch_size × accumulation × processes."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    batch, micro = settings.batch_size, settings.micro_batch_size
-    accumulation, remainder = divmod(batch, micro * processes)
-    if remainder or not accumulation:
-        raise InputError(
-            f"batch_size = {batch} is no multiple of micro_batch_size × processes = {micro} × {processes}; change one"
-        )
-    derived = f"{micro} per device × {accumulation} accumulated × {processes} processes"
-    print(f"global batch: {batch} pairs = {derived}", file=sys.stderr)
-    return accumulation
-
-
-def _arguments(state: Path, settings: Offline, accumulation: int, updates: int, seed: int) -> DPOConfig:
+def _arguments(state: Path, settings: Offline, accumulated: int, updates: int, seed: int) -> DPOConfig:
     from trl import DPOConfig
 
     cuda = torch.cuda.is_available()
@@ -169,7 +148,7 @@ def _arguments(state: Path, settings: Offline, accumulation: int, updates: int, 
         output_dir=str(state),
         max_steps=updates,
         per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=accumulated,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",  # `AbsoluteSteps` sets the factors by the absolute step
         weight_decay=settings.weight_decay,
@@ -199,15 +178,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
-
-
-def _identity(path: Path) -> list[list[Any]]:
-    """What tells whether an input changed: name, size and time of large files, the content of tables."""
-    if path.is_file():
-        return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]]
-    files: Iterator[Path] = (file for file in sorted(path.rglob("*")) if file.is_file())
-    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

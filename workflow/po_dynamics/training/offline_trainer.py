@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     GPTNeoXConfig,
@@ -30,7 +29,8 @@ from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
 from po_dynamics.settings.training import Offline
-from po_dynamics.storage.sharding import like
+from po_dynamics.storage.checkpoints import read_moments
+from po_dynamics.storage.sharding import shard_like
 from po_dynamics.training.resume import collate_with_ids
 
 METRICS = (  # means over the pairs of a step; log-probs in nats, sums over response tokens
@@ -176,13 +176,12 @@ class AbsoluteSteps(TrainerCallback):
             group["lr"] = rate
 
     def _restore_moments(self, model: Any, optimizer: Any) -> None:
-        file = self.init / "exp_avg_sq.safetensors"
-        if not file.is_file():
+        moments, inner = read_moments(self.init), getattr(optimizer, "optimizer", optimizer)
+        if moments is None:
             return
-        moments, inner = load_file(file), getattr(optimizer, "optimizer", optimizer)
         for name, parameter in getattr(model, "module", model).named_parameters():
             inner.state[parameter] = {
                 "step": torch.tensor(float(self.first_step), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": like(moments[name], parameter),
+                "exp_avg_sq": shard_like(moments[name], parameter),
             }

@@ -5,27 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedConfig
 
 from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import collate, token_logps
-from po_dynamics.models.loading import load_model
+from po_dynamics.models.batches import collate, longest_first, token_logps
+from po_dynamics.models.loading import load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
-from po_dynamics.storage.atomic import atomic_file
-from po_dynamics.storage.parquet import read_table
-
-if TYPE_CHECKING:
-    pass
-
-
-# ------------------------------------------------------------------------------------------ reference log-probabilities
+from po_dynamics.storage.parquet import read_rows, write_table
 
 
 def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[str, Any]) -> None:
@@ -35,13 +26,12 @@ def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[s
     """
     policy, tokenizer = load_model(model), load_tokenizer(model)
     device = policy.device
-    pairs = encode_pairs(data, tokenizer, _context(policy.config, settings))
+    pairs = encode_pairs(data, tokenizer, usable_length(policy, settings["max_length"]))
     responses = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
-    by_length = sorted(range(len(responses)), key=lambda i: -len(responses[i][0]) - len(responses[i][1]))
-    logps, size = [0.0] * len(responses), 2 * settings["micro_batch_size"]
+    lengths = [len(prompt) + len(answer) for prompt, answer in responses]
+    logps, batches = [0.0] * len(responses), longest_first(lengths, 2 * settings["micro_batch_size"])
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
-        for start in tqdm(range(0, len(responses), size), mininterval=5, desc="reference log-probs", unit="batch"):
-            indices = by_length[start : start + size]
+        for indices in tqdm(batches, mininterval=5, desc="reference log-probs", unit="batch"):
             prompts, answers = zip(*(responses[i] for i in indices), strict=True)
             batch = collate(prompts, answers, tokenizer.pad_token_id).to(device)
             for i, logp in zip(indices, token_logps(policy, batch).double().sum(1).tolist(), strict=True):
@@ -51,21 +41,13 @@ def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[s
             f"{model}: the log-prob of {bad[0]} is not finite ({len(bad)} responses); its weights are broken"
         )
     table = {"id": [p.id for p in pairs], "ref_chosen_logp": logps[::2], "ref_rejected_logp": logps[1::2]}
-    with atomic_file(output) as temporary:
-        pq.write_table(pa.table(table), temporary)
+    write_table(pa.table(table), output)
 
 
 def read_reference(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
     """(chosen, rejected) reference log-probs in the order of `ids`; InputError when one is missing."""
-    table = read_table(path, ["id", "ref_chosen_logp", "ref_rejected_logp"])
+    table = read_rows(path, ["id", "ref_chosen_logp", "ref_rejected_logp"])
     found = {str(row["id"]): (row["ref_chosen_logp"], row["ref_rejected_logp"]) for row in table}
     if missing := [key for key in ids if key not in found]:
         raise InputError(f"{path} has no log-probs of pair {missing[0]} ({len(missing)} missing); compute it again")
     return [found[key] for key in ids]
-
-
-def _context(config: PreTrainedConfig, settings: Mapping[str, Any]) -> int:
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context and settings["max_length"] > context:
-        raise InputError(f"max_length = {settings['max_length']} is above the model's context of {context} tokens")
-    return int(settings["max_length"])

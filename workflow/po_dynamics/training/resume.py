@@ -3,7 +3,7 @@
 What the Trainer's own resume lacks, and this module adds: a checkpoint counts only with a marker written after
 everything else is on disk; weights that saving renames are loaded; SIGTERM saves first; a run whose last step is
 saved takes no further step; statistics of half-finished logging intervals are not lost (every step is logged); the
-data order needs no sampler's state (`ShuffledRows`).
+data order needs no sampler's state (`data.order.ShuffledRows`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -22,57 +21,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import remove, sync, write_json
 from po_dynamics.storage.checkpoints import save_step
-from po_dynamics.storage.sharding import whole
-from po_dynamics.storage.state import Termination, TrainingLog, open_state, require_finite
+from po_dynamics.storage.distributed import any_process
+from po_dynamics.storage.sharding import full_tensor
+from po_dynamics.storage.state import Termination, TrainingLog, require_finite
 
 MARKER = "complete.json"
 # Not the same after a resume (totals that TRL restarts, wall-clock rates), so they stay out of the log.
 UNRESUMABLE = {"num_tokens", "epoch", "total_flos"}
-
-__all__ = ["ShuffledRows", "Snapshots", "collate_with_ids", "open_state", "train_resumably"]
-
-
-class ShuffledRows(Dataset):
-    """`count` items drawn from `rows`: every epoch is a fresh permutation given by (seed, epoch) alone.
-
-    To be read in order (`train_sampling_strategy="sequential"`). With `lengths` and `batch_size`, rows of similar
-    length share a batch: each chunk of eight batches is sorted by length, and its batches are shuffled. That
-    saves padding.
-    """
-
-    def __init__(
-        self, rows: Any, count: int, seed: int, lengths: Sequence[int] | None = None, batch_size: int = 1
-    ) -> None:
-        self.rows, self.count, self.seed = rows, count, seed
-        self.lengths, self.batch_size = lengths, batch_size
-        self._epochs: dict[int, list[int]] = {}
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        epoch, place = divmod(index, len(self.rows))
-        if epoch not in self._epochs:
-            self._epochs = {epoch: self.order(epoch)}
-        return self.rows[self._epochs[epoch][place]]
-
-    def order(self, epoch: int) -> list[int]:
-        """The permutation of an epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.rows), generator=generator).tolist()
-        if self.lengths is None or self.batch_size == 1:
-            return order
-        # A batch may span two epochs, so batches are aligned to the stream of items and not to the epoch.
-        offset = -(epoch * len(self.rows)) % self.batch_size
-        size, chunk = self.batch_size, 8 * self.batch_size
-        sorted_order: list[int] = order[:offset]
-        for start in range(offset, len(order), chunk):
-            part = sorted(order[start : start + chunk], key=lambda row: self.lengths[row])  # type: ignore[index]
-            whole = len(part) // size
-            for batch in torch.randperm(whole, generator=generator).tolist():
-                sorted_order += part[batch * size : (batch + 1) * size]
-            sorted_order += part[whole * size :]
-        return sorted_order
 
 
 def collate_with_ids(collator: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
@@ -125,7 +80,7 @@ class _Guard(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
+        norm = float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
         self._require_finite(norm, "the gradient norm", self.sample_ids)
         self.sample_ids = []
 
@@ -143,7 +98,7 @@ class _Keeper(TrainerCallback):
         self.stopped = False
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if _any_process(self.termination.requested, args.device):
+        if any_process(self.termination.requested, args.device):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -193,15 +148,6 @@ class _Reporter(TrainerCallback):
             self.bar.close()
 
 
-def _any_process(flag: bool, device: torch.device) -> bool:
-    """Whether any process has it: all must stop at the same step."""
-    if not torch.distributed.is_initialized():
-        return flag
-    value = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item())
-
-
 def last_complete(state: Path) -> Path | None:
     """The newest checkpoint with its marker."""
     complete = [(json.loads(m.read_text())["step"], m.parent) for m in state.glob(f"checkpoint-*/{MARKER}")]
@@ -235,8 +181,8 @@ def _load_weights(trainer: Trainer, folder: Path) -> None:
 
 
 def _mend_loading(trainer: Trainer) -> None:
-    whole = isinstance(trainer.model, PreTrainedModel) and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-    if whole:
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if isinstance(trainer.model, PreTrainedModel) and not sharded:
         trainer._load_from_checkpoint = lambda folder, *_: _load_weights(trainer, folder)  # type: ignore[method-assign]
 
 

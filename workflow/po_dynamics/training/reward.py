@@ -1,4 +1,4 @@
-"""The reward model: a Bradley–Terry scorer trained from the SFT model with TRL's RewardTrainer, or a published one."""
+"""The reward model: a Bradley–Terry scorer trained from the SFT model with TRL's RewardTrainer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
-from po_dynamics.models import hub
-from po_dynamics.models.batches import collate
-from po_dynamics.models.loading import AutoConfig, default_device, load_model, turn_off_dropout
+from po_dynamics.models.batches import collate, longest_first
+from po_dynamics.models.loading import default_device, load_model, turn_off_dropout, usable_length
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
 from po_dynamics.settings.training import TrainedReward
-from po_dynamics.storage.parquet import read_table
-from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.storage.checkpoints import publish
+from po_dynamics.storage.distributed import is_first_process
+from po_dynamics.storage.parquet import read_rows
+from po_dynamics.storage.state import TrainingLog, identity, open_state
 from po_dynamics.training import arguments
 
 HELD_OUT = 0.05  # share of the prompts whose pairs only measure accuracy
@@ -41,16 +43,12 @@ def train_reward(
     settings = TrainedReward.of(settings, "reward")
     tokenizer = load_tokenizer(sft)
     model = new_classifier(sft, settings.seed)
-    max_length = arguments.context_length(settings, model)
+    max_length = usable_length(model, settings.max_length)
     rows, dropped = encode_rows(preferences, tokenizer, max_length)
     train, held_out = split(rows, settings.seed)
     steps = arguments.total_steps(settings, len(train))
-    run = {
-        "settings": settings.resolved(),
-        "sft": arguments.identity(sft),
-        "preferences": arguments.identity(preferences),
-    }
-    if arguments.is_main_process():
+    run = {"settings": settings.resolved(), "sft": identity(sft), "preferences": identity(preferences)}
+    if is_first_process():
         open_state(state, run)
     trainer = _trainer(model, tokenizer, train, settings, state, steps)
 
@@ -58,7 +56,7 @@ def train_reward(
 
     log = TrainingLog(state / "training.csv")
     train_resumably(trainer, state, save_every=settings.save_every, log=log, description="reward model")
-    if arguments.is_main_process():
+    if is_first_process():
         model = trainer.accelerator.unwrap_model(trainer.model).to(default_device()).eval()
         metrics: dict[str, Any] = {
             "steps": steps,
@@ -70,7 +68,7 @@ def train_reward(
         print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
         scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
         files = {"metrics.json": metrics, "normalisation.json": scale}
-        arguments.publish(model.cpu(), tokenizer, output, state, files)
+        publish(model.cpu(), tokenizer, output, state, files)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -96,7 +94,7 @@ def encode_rows(
     A pair with a conversation above `max_length` is dropped, not cut: its end decides the score.
     """
     rows, dropped = [], 0
-    for row in read_table(preferences, ["id", "prompt", "chosen", "rejected"]):
+    for row in read_rows(preferences, ["id", "prompt", "chosen", "rejected"]):
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
         chosen, rejected = (
             [*prompt_ids, *encode_response(tokenizer, row["prompt"], row[role][0])] for role in ("chosen", "rejected")
@@ -138,7 +136,7 @@ def _trainer(
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    from po_dynamics.training.resume import ShuffledRows, collate_with_ids
+    from po_dynamics.training.resume import collate_with_ids
 
     columns = ("id", "chosen_ids", "rejected_ids")
     items = [{name: row[name] for name in columns} for row in rows]
@@ -162,9 +160,7 @@ def scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: i
     """Raw scores of whole conversations (token ids), (N,), float32 on the CPU; the last token is found by its place."""
     backbone, head = getattr(model, model.base_model_prefix), getattr(model, "score")  # noqa: B009
     result = torch.empty(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in longest_first(list(map(len, sequences)), batch_size):
         batch = collate([sequences[i][:-1] for i in rows], [sequences[i][-1:] for i in rows], pad_id)
         ids_BL, mask_BL, _ = batch.to(model.device)
         hidden_BLH = backbone(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).last_hidden_state
@@ -209,8 +205,3 @@ def normalisation(
     if not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
         raise InputError("the reward model gives every sampled response the same score: train it longer")
     return {"mean": float(raw.mean()), "std": float(raw.std()), "n": len(raw)}
-
-
-def download_reward(settings: Mapping[str, Any], output: Path) -> None:
-    """Fetches a published reward model, or copies a local folder: `name`, optional `revision`."""
-    hub.download(settings, output)

@@ -9,12 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
-from po_dynamics.models.loading import load_model
+from po_dynamics.models.loading import load_model, usable_length
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, prepare_tokenizer, read_tokenizer
 from po_dynamics.settings.training import Sft
-from po_dynamics.storage.parquet import read_table
-from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.storage.checkpoints import publish
+from po_dynamics.storage.distributed import is_first_process
+from po_dynamics.storage.parquet import read_rows
+from po_dynamics.storage.state import TrainingLog, identity, open_state
 from po_dynamics.training import arguments
 
 IGNORED = -100  # label of a token without loss
@@ -37,11 +40,11 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
     model = load_model(base, device="cpu")
     tokenizer = read_tokenizer(base)
     prepare_tokenizer(tokenizer, model)
-    max_length = arguments.context_length(settings, model)
+    max_length = usable_length(model, settings.max_length)
     rows, counts = encode_rows(data, tokenizer, max_length, settings.loss_on)
     steps = arguments.total_steps(settings, len(rows))
-    run = {"settings": settings.resolved(), "base": arguments.identity(base), "data": arguments.identity(data)}
-    if arguments.is_main_process():
+    run = {"settings": settings.resolved(), "base": identity(base), "data": identity(data)}
+    if is_first_process():
         open_state(state, run)
     trainer = _trainer(model, tokenizer, rows, settings, state, steps)
 
@@ -49,11 +52,10 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
 
     log = TrainingLog(state / "training.csv")
     train_resumably(trainer, state, save_every=settings.save_every, log=log, description="sft")
-    if arguments.is_main_process():
+    if is_first_process():
         summary = {"steps": steps, "global_batch": settings.batch_size, "max_length": max_length, **counts}
-        arguments.publish(
-            trainer.accelerator.unwrap_model(trainer.model), tokenizer, output, state, {"training.json": summary}
-        )
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        publish(trained, tokenizer, output, state, {"training.json": summary})
     trainer.accelerator.wait_for_everyone()
 
 
@@ -62,7 +64,7 @@ def encode_rows(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows `id, input_ids, labels`, and counts: `rows`, `cut` (at the end), `dropped` (too long a prompt)."""
     rows, cut, dropped = [], 0, 0
-    for row in read_table(data, ["id", "prompt", "completion"]):
+    for row in read_rows(data, ["id", "prompt", "completion"]):
         if len(row["completion"]) != 1:
             raise InputError(f"{data}: the completion of {row['id']} has {len(row['completion'])} messages, not one")
         prompt_ids = encode_prompt(tokenizer, row["prompt"])
@@ -96,7 +98,7 @@ def _trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from po_dynamics.training.resume import ShuffledRows, collate_with_ids
+    from po_dynamics.training.resume import collate_with_ids
 
     placeholder = Dataset.from_list([{"input_ids": rows[0]["input_ids"], "labels": rows[0]["labels"]}])
     trainer = SFTTrainer(

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
-from po_dynamics.data.schema import load_table
+from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import default_device
 from po_dynamics.storage.atomic import atomic_file
-from po_dynamics.storage.state import Termination, TrainingLog, open_state, require_finite
-from po_dynamics.training import arguments
+from po_dynamics.storage.checkpoints import publish
+from po_dynamics.storage.parquet import read_table
+from po_dynamics.storage.state import Termination, TrainingLog, identity, open_state, require_finite
 
 WARMUP = 0.05  # share of the steps
 IGNORED = -100
@@ -52,17 +53,17 @@ def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settin
         InputError: bad data or settings, before any training; a loss that is not finite.
     """
     _check(settings)
-    texts = load_table(data, ["text"])["text"]
+    texts = read_table(data, ["text"])["text"].to_pylist()
     encoder = AutoTokenizer.from_pretrained(tokenizer, model_max_length=settings["max_length"])
-    documents = encode_documents(list(texts), encoder, settings["max_length"], data)
+    documents = encode_documents(texts, encoder, settings["max_length"], data)
     open_state(
         state,
-        {"settings": settings, "data": arguments.identity(data), "vocabulary": sorted(encoder.get_vocab().items())},
+        {"settings": settings, "data": identity(data), "vocabulary": sorted(encoder.get_vocab().items())},
     )
     run = _start(settings, documents, encoder)
     train(run, state, settings)
     run.model.to("cpu")  # type: ignore[arg-type]
-    arguments.publish(run.model, encoder, output, state, {})
+    publish(run.model, encoder, output, state, {})
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -128,8 +129,6 @@ def _start(settings: Mapping[str, Any], documents: list[list[int]], tokenizer: P
 
 def train(run: Run, state: Path, settings: Mapping[str, Any]) -> None:
     """Trains to `settings["steps"]`, from the state in `state` if there is one; saves every `save_every` steps."""
-    from po_dynamics.training.resume import ShuffledRows
-
     batch_size, steps = settings["batch_size"], settings["steps"]
     lengths = [len(ids) for ids in run.documents]
     order = ShuffledRows(range(len(lengths)), steps * batch_size, settings["seed"], lengths, batch_size)

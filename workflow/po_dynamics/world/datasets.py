@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from po_dynamics.data.schema import COLUMNS, Row, write_table
+from po_dynamics.data.schema import COLUMNS, Row, write_rows
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_folder
+from po_dynamics.storage.parquet import write_table
 from po_dynamics.world.facts import draw_intent, write_prompt
 from po_dynamics.world.gold import gold_reward, preference_probability
 from po_dynamics.world.language import train_tokenizer, write_answer, write_documents
@@ -38,7 +38,7 @@ def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
 
     with atomic_folder(output) as folder:
         documents = list(write_documents(settings["pretraining"], rng("pretraining")))
-        pq.write_table(pa.table({"text": documents}), folder / "pretraining.parquet")
+        write_table(pa.table({"text": documents}), folder / "pretraining.parquet")
         train_tokenizer(documents, folder / "tokenizer")
         rows = {
             "sft": _sft_rows(settings["sft"], rng("sft")),
@@ -47,7 +47,7 @@ def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
             "eval_prompts": _prompt_rows(settings["eval_prompts"], "eval", rng("eval")),
         }
         for name, columns in COLUMNS.items():
-            write_table(rows[name], folder / f"{name}.parquet", columns)
+            write_rows(rows[name], folder / f"{name}.parquet", columns)
 
 
 def user_message(text: str) -> list[dict[str, str]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from po_dynamics.data.schema import COLUMNS, Row, load_table, write_table
+from po_dynamics.data.schema import COLUMNS, Row, write_rows
 from po_dynamics.errors import InputError
-from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.storage.parquet import read_rows
 from po_dynamics.world.datasets import labelled_pair, user_message
 
 if TYPE_CHECKING:
@@ -20,21 +19,16 @@ if TYPE_CHECKING:
 
 
 def sample_preferences(model: Path, data: Path, output: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the preference pairs of a model: those of the data set, and the world's on-policy pairs.
+    """Writes the preference pairs of a model: those of the world's data set, and on-policy pairs.
 
     An on-policy pair is two distinct, complete samples (temperature 1) of `model` for a prompt of the data set,
-    labelled by a Bradley–Terry draw from the gold reward. `data` is the folder of data sets or the Parquet file.
+    labelled by a Bradley–Terry draw from the gold reward. `data` is the folder of data sets.
     """
-    data = data / "preferences.parquet" if data.is_dir() else data
-    rows = load_table(data, ["id", *COLUMNS["preferences"]])
+    rows = read_rows(data / "preferences.parquet", ["id", *COLUMNS["preferences"]])
+    prompts = [row["prompt"][-1]["content"] for row in rows]
     wanted = settings.get("on_policy_preferences", 0)
-    with atomic_file(output) as temporary:
-        if not wanted:
-            shutil.copyfile(data, temporary)
-            return
-        prompts = [row["prompt"][-1]["content"] for row in rows.select_columns(["prompt"])]
-        sampled = _on_policy_rows(model, prompts, wanted, settings)
-        write_table((*sampled, *rows), temporary, COLUMNS["preferences"])
+    sampled = _on_policy_rows(model, prompts, wanted, settings) if wanted else []
+    write_rows((*sampled, *rows), output, COLUMNS["preferences"])
 
 
 def _on_policy_rows(folder: Path, prompts: list[str], wanted: int, settings: Mapping[str, Any]) -> list[Row]:
