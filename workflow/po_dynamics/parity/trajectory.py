@@ -18,7 +18,7 @@ from po_dynamics.parity.cases import Case, Quantity, Reading, compare, read, wor
 from po_dynamics.parity.update import MicroBatch, TrlUpdate, losses
 from po_dynamics.ppo.advantages import kl_estimate
 from po_dynamics.ppo.experience import all_logps, all_values
-from po_dynamics.ppo.update import Learner, grad_norm, make_optimizer, set_learning_rates
+from po_dynamics.ppo.update import Learner, make_optimizer, set_learning_rates
 
 
 class Positions(nn.Module):
@@ -141,6 +141,11 @@ class Trajectory:
         ]
         with torch.no_grad():
             return final_values(self.reward, collate([row[:-1] for row in rows], [row[-1:] for row in rows], 0))
+
+
+def grad_norm(parameters: Iterator[nn.Parameter]) -> Tensor:
+    """Euclidean norm of the gradients that are there."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class Watch:

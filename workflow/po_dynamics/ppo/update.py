@@ -1,7 +1,7 @@
 """One PPO update: epochs over a roll-out batch, the coefficients' surrogate for the policy, regression for the critic.
 
 `Update` reads from the top: epochs, mini-batches (an optimizer step each), micro-batches (a forward and a backward pass
-of both models each). The losses and optimizers that it uses come before it.
+of both models each). The losses that it uses follow, then clipping and the optimizers.
 
 The policy's gradient is −(1/T) Σ c_t ∇log π(y_t) with the detached coefficients of `objectives`, so what trains is what
 the probe measures. T counts the response tokens of the mini-batch over all processes.
@@ -10,7 +10,7 @@ the probe measures. T counts the response tokens of the mini-batch over all proc
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -56,16 +56,6 @@ class ValueTerms(NamedTuple):
     clipped_BT: Tensor
 
 
-def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float, epsilon: float) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999); weight decay on matrices only, not on biases and norms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), eps=epsilon)
-
-
 def set_learning_rates(learner: Learner, settings: Online, step: int) -> float:
     """Sets the learning rates of update `step` (from 0), a function of the step alone; returns the policy's."""
     factor = learning_rate_factor(step, settings.lr_schedule, 0, settings.max_steps)
@@ -74,36 +64,6 @@ def set_learning_rates(learner: Learner, settings: Online, step: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = peak * factor
     return rate * factor
-
-
-def surrogate(terms: TokenTerms, logps_BT: Tensor, divisor: Tensor | float) -> Tensor:
-    """Scalar with the value Σ loss / divisor and the gradient −Σ c ∇log π / divisor."""
-    carrier = -(terms.coefficient_BT * logps_BT).sum() / divisor
-    return carrier + (terms.loss_BT.sum() / divisor - carrier).detach()
-
-
-def value_terms(values_BT: Tensor, experience: Experience, clip: float | None) -> ValueTerms:
-    """½ max((V − R)², (V_clip − R)²), V_clip within `clip` of the old value (Schulman et al.'s PPO code; TRL 1.12)."""
-    mask_BT, returns_BT = experience.batch.loss_mask_BT, experience.advantages.returns_BT
-    error_BT = (values_BT - returns_BT).square()
-    if clip is None:
-        return ValueTerms(0.5 * error_BT.masked_fill(~mask_BT, 0.0), torch.zeros_like(mask_BT))
-    old_BT = experience.old_values_BT
-    clipped_error_BT = (values_BT.clamp(old_BT - clip, old_BT + clip) - returns_BT).square()
-    loss_BT = 0.5 * torch.maximum(error_BT, clipped_error_BT).masked_fill(~mask_BT, 0.0)
-    return ValueTerms(loss_BT, (clipped_error_BT > error_BT) & mask_BT)
-
-
-def grad_norm(parameters: Iterator[nn.Parameter]) -> Tensor:
-    """Euclidean norm of the gradients that are there."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def clip_grad_norm(model: nn.Module, limit: float, accelerator: Accelerator) -> Tensor:
-    """Clips the gradients; the norm before. accelerate cannot tell two sharded models of as many parameters apart."""
-    if accelerator.is_fsdp2:
-        return sharding.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
-    return accelerator.clip_grad_norm_(model.parameters(), limit)
 
 
 class Update:
@@ -124,7 +84,7 @@ class Update:
                 self.mini_batch(experience, list(order[start : start + size]))
 
     def mini_batch(self, experience: Experience, rows: list[int]) -> None:
-        """Accumulates the gradients of this process's micro-batches and steps."""
+        """Accumulates the gradients of this process's micro-batches, then steps the optimizers."""
         index = torch.as_tensor(rows, device=experience.old_logps_BT.device)
         tokens = int(experience.batch.loss_mask_BT[index].sum())
         # The gradients are averaged over the processes, hence their number.
@@ -133,8 +93,8 @@ class Update:
         for number, micro in enumerate(micro_batches, start=1):
             part, last = experience.rows(micro), number == len(micro_batches)
             logps_BT, terms = self.policy_pass(part, divisor, last)
-            _, value_terms = self.critic_pass(part, divisor, last)
-            self.record(part, logps_BT, terms, value_terms, micro)
+            _, value_errors = self.critic_pass(part, divisor, last)
+            self.record(part, logps_BT, terms, value_errors, micro)
         self.optimizer_step(rows)
 
     def micro_batches(self, experience: Experience, rows: list[int]) -> list[list[int]]:
@@ -171,15 +131,14 @@ class Update:
         return self.objective(tokens, self.step)
 
     def optimizer_step(self, rows: Sequence[int]) -> None:
-        """Checks, clips and steps both optimizers."""
-        learner, settings = self.learner, self.settings
+        """Clips the gradients and steps both optimizers; NonFiniteError, before either steps, for a norm not finite."""
+        learner, limit = self.learner, self.settings.max_grad_norm
         pairs = [("critic", learner.critic, learner.critic_optimizer)]
         if self.trains_policy:
             pairs.insert(0, ("policy", learner.policy, learner.policy_optimizer))
         for name, model, _ in pairs:
-            limit = float("inf") if settings.max_grad_norm is None else settings.max_grad_norm
             # An infinite limit only measures: the scale is clamped to 1.
-            norm = float(clip_grad_norm(model, limit, learner.accelerator))
+            norm = float(clip_grad_norm(model, float("inf") if limit is None else limit, learner.accelerator))
             if not norm < float("inf"):
                 raise NonFiniteError(f"the gradient norm of the {name}", norm, rows)
             self.norms[name].append(norm)
@@ -188,7 +147,7 @@ class Update:
             optimizer.zero_grad()
 
     def record(
-        self, part: Experience, logps_BT: Tensor, terms: TokenTerms, value_terms: ValueTerms, rows: Sequence[int]
+        self, part: Experience, logps_BT: Tensor, terms: TokenTerms, value_errors: ValueTerms, rows: Sequence[int]
     ) -> None:
         """Adds a micro-batch to the sums; NonFiniteError for a loss that is not finite."""
         mask_BT = part.batch.loss_mask_BT
@@ -202,9 +161,9 @@ class Update:
             "ratio": ratio.sum(),
             "step_kl": (log_ratio.expm1() - log_ratio).sum(),
             "clipped": clipped_BT.sum(),
-            "value_clipped": value_terms.clipped_BT.sum(),
+            "value_clipped": value_errors.clipped_BT.sum(),
             "policy_loss": terms.loss_BT.sum(),
-            "value_loss": value_terms.loss_BT.sum(),
+            "value_loss": value_errors.loss_BT.sum(),
         }
         packed = torch.stack([value.double() for value in sums.values()])  # one transfer from the device
         for name, value in zip(sums, packed.tolist(), strict=True):
@@ -236,6 +195,41 @@ class Update:
         }
 
 
+def surrogate(terms: TokenTerms, logps_BT: Tensor, divisor: Tensor | float) -> Tensor:
+    """Scalar with the value Σ loss / divisor and the gradient −Σ c ∇log π / divisor."""
+    carrier = -(terms.coefficient_BT * logps_BT).sum() / divisor
+    return carrier + (terms.loss_BT.sum() / divisor - carrier).detach()
+
+
+def value_terms(values_BT: Tensor, experience: Experience, clip: float | None) -> ValueTerms:
+    """½ max((V − R)², (V_clip − R)²), V_clip within `clip` of the old value (Schulman et al.'s PPO code; TRL 1.12)."""
+    mask_BT, returns_BT = experience.batch.loss_mask_BT, experience.advantages.returns_BT
+    error_BT = (values_BT - returns_BT).square()
+    if clip is None:
+        return ValueTerms(0.5 * error_BT.masked_fill(~mask_BT, 0.0), torch.zeros_like(mask_BT))
+    old_BT = experience.old_values_BT
+    clipped_error_BT = (values_BT.clamp(old_BT - clip, old_BT + clip) - returns_BT).square()
+    loss_BT = 0.5 * torch.maximum(error_BT, clipped_error_BT).masked_fill(~mask_BT, 0.0)
+    return ValueTerms(loss_BT, (clipped_error_BT > error_BT) & mask_BT)
+
+
 def synchronised(model: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[Any]:
     """Gradients are averaged over processes with the last micro-batch of a step only."""
     return nullcontext() if last else accelerator.no_sync(model)
+
+
+def clip_grad_norm(model: nn.Module, limit: float, accelerator: Accelerator) -> Tensor:
+    """Clips the gradients; the norm before. accelerate cannot tell two sharded models of as many parameters apart."""
+    if accelerator.is_fsdp2:
+        return sharding.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+    return accelerator.clip_grad_norm_(model.parameters(), limit)
+
+
+def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float, epsilon: float) -> torch.optim.AdamW:
+    """AdamW(0.9, 0.999); weight decay on matrices only, not on biases and norms."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=(0.9, 0.999), eps=epsilon)
