@@ -14,9 +14,13 @@ FAMILIES = {"neox": "gpt_neox", "qwen3": "qwen3", "llama": "llama"}
 
 
 def tiny(family: str = "neox", seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Three layers and four heads; Qwen3 with tied embeddings, Qwen3 and Llama with grouped heads."""
+    """Three layers and four heads; Qwen3 with tied embeddings, Qwen3 and Llama with grouped heads.
+
+    No token is a pad token: its embedding would be zero, where normalisation has enormous derivatives.
+    """
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     options = {"max_length": 64, "attn_implementation": "eager", "tie_word_embeddings": family == "qwen3"}
+    options |= {"pad_token_id": None}
     grouped = {} if family == "neox" else {"num_key_value_heads": 2}
     return toy.tiny_model(FAMILIES[family], VOCABULARY, seed=seed, dtype=dtype, **sizes, **grouped, **options)
 
