@@ -67,7 +67,7 @@ def package(tmp_path):
 
 def value(script: Path, package: Path) -> str:
     forget()
-    return fingerprint(script, package)
+    return fingerprint(script, package=package)
 
 
 def forget() -> None:
@@ -124,7 +124,7 @@ def test_an_import_that_leads_nowhere_is_refused(package, line):
 def hashes(package: Path) -> dict[str, str]:
     forget()
     names = {name: objective_fingerprint(name, package) for name in ("dpo", "cdpo", "ipo")}
-    return names | {"user": fingerprint(package / "user.py", package)}
+    return names | {"user": fingerprint(package / "user.py", package=package)}
 
 
 @pytest.mark.parametrize(

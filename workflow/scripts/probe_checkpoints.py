@@ -10,11 +10,11 @@ with stage(snakemake):
 
     training = snakemake.params.training
     arguments = {
-        "checkpoints": Path(snakemake.input.checkpoints[0]),
+        "checkpoints": Path(snakemake.input.checkpoints),
         "steps": snakemake.params.steps,
-        "reference": Path(snakemake.input.reference[0]),
-        "preferences": Path(snakemake.input.preferences[0]),
-        "final_responses": Path(snakemake.input.final_responses[0]),
+        "reference": Path(snakemake.input.reference),
+        "preferences": Path(snakemake.input.preferences),
+        "final_responses": Path(snakemake.input.final_responses),
         "output": Path(snakemake.output.tables),
         "state": Path(snakemake.params.state),
         "objective": bind(**training["objective"]),
@@ -22,7 +22,7 @@ with stage(snakemake):
         "training": training["settings"],
         "final_set": snakemake.wildcards.final_set,
     }
-    if snakemake.input.reward:
-        stages.probe_online(reward=Path(snakemake.input.reward[0]), **arguments)
+    if "reward" in snakemake.input.keys():  # noqa: SIM118 (Snakemake's container is a list)
+        stages.probe_online(reward=Path(snakemake.input.reward), **arguments)
     else:
         stages.probe_offline(**arguments)

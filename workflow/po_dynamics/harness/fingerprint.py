@@ -23,8 +23,8 @@ from po_dynamics.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
 # Modules, or folders of modules, that are never followed: the harness, settings (their values are parameters of the
-# rules), and what only looks objectives up and checks them.
-EXEMPT = ("errors", "harness", "settings", "objectives.declaration", "objectives.registry")
+# rules), what only looks objectives up and checks them, and where files lie (a moved file is missing, so it is made).
+EXEMPT = ("errors", "harness", "settings", "objectives.declaration", "objectives.registry", "storage.layout")
 BY_DEFINITION = "objectives"  # the folder whose modules count definition by definition
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -36,13 +36,16 @@ class Part(NamedTuple):
     definition: str = ""
 
 
-def fingerprint(script: Path | str, package: Path = PACKAGE) -> str:
+def fingerprint(script: Path | str, *functions: str, package: Path = PACKAGE) -> str:
     """Sixteen hexadecimal digits that change when the code that `script` runs changes.
 
+    `functions` are what the script is told to call, each a "module:function" of this package.
+
     Raises:
-        InputError: an import of this package that leads nowhere.
+        InputError: an import of this package, or a function, that leads nowhere.
     """
-    return _digest([Part(Path(script))], package)
+    told = [_target(Path(script), function.partition(":")[0], None, package) for function in functions]
+    return _digest([Part(Path(script)), *filter(None, told)], package)
 
 
 def module_fingerprint(module: str, package: Path = PACKAGE) -> str:
