@@ -1,5 +1,6 @@
 """Configuration, inputs and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
+import functools
 import os
 import re
 import sys
@@ -32,13 +33,16 @@ CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
 RUNS = EXPERIMENT.runs
 
+fingerprint_once = functools.cache(fingerprint)
+objective_fingerprint_once = functools.cache(objective_fingerprint)
+
 
 def code(script, *functions):
     """Fingerprint of a script, of the "module:function"s that its parameters name, and of all that they import.
 
-    Computed when a job asks for it: most processes that read this file run one job.
+    Computed when the first job asks for it: most processes that read this file run one job.
     """
-    return lambda wildcards: fingerprint(WORKFLOW / "scripts" / script, *functions)
+    return lambda wildcards: fingerprint_once(WORKFLOW / "scripts" / script, *functions)
 
 
 def objective(run):
@@ -48,7 +52,7 @@ def objective(run):
 
 def objective_code(wildcards):
     """Fingerprint of the run's own objective; a new one reruns nothing that exists."""
-    return objective_fingerprint(objective(run_of(wildcards))["name"])
+    return objective_fingerprint_once(objective(run_of(wildcards))["name"])
 
 
 def run_of(wildcards):
@@ -63,7 +67,8 @@ def names(values):
 
 def needs(stage, resource):
     """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
-    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, CONFIG)[resource]
+    memory = CONFIG.get("device_memory_gb", demand.DEVICE_MEMORY)
+    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
 
 
 def artefacts(**patterns):

@@ -9,8 +9,8 @@ TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["so
 
 
 def settings_of(part):
-    """The settings of one part of the job's model."""
-    return lambda wildcards: MODELS[wildcards.model][part]
+    """The settings of one part of the job's model, without its size, which only resources follow from."""
+    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
 
 
 rule pretrain_base:
@@ -44,6 +44,9 @@ rule download_base:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        mem_mb=needs("download", "mem_mb"),
+        runtime=needs("download", "runtime"),
     params:
         code=code("download_base.py"),
         settings=settings_of("base"),
@@ -129,6 +132,9 @@ rule download_reward:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        mem_mb=needs("download", "mem_mb"),
+        runtime=needs("download", "runtime"),
     params:
         code=code("download_reward.py"),
         settings=settings_of("reward"),
