@@ -23,7 +23,7 @@ def test_the_pattern_that_fits_is_taken():
 
 @pytest.mark.parametrize("path", ["demo/data", "results/demo/datum", "results/a/b/data", "results/demo/data/x"])
 def test_another_path_is_refused(path):
-    with pytest.raises(InputError, match="is not of the form results/{experiment}/data"):
+    with pytest.raises(InputError, match=r"is not of the form results/\{experiment\}/data"):
         layout.parse(path, layout.DATA)
 
 

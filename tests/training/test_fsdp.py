@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import tiny_fsdp
 import tiny_offline
 import tiny_ppo
+import tiny_sft
 import yaml
 from accelerate.state import AcceleratorState
 from po_dynamics.ppo import train
@@ -91,3 +93,16 @@ def test_offline_sharded_and_interrupted(tmp_path: Path) -> None:
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("what", ["sft", "reward"])
+def test_models_before_sharded_and_interrupted_at_the_end(tmp_path: Path, what: str) -> None:
+    """As with one process; and the weights of a run that ended between its last step and its publication are there."""
+    tiny_sft.make_world(tmp_path)
+    getattr(tiny_sft, what)(tmp_path, tmp_path / "whole", micro_batch_size=8)
+    interrupted(what, tmp_path / "sharded")
+    assert largest_difference(tmp_path / "whole/output", tmp_path / "sharded/output") < 5e-5
+    logs = [pd.read_csv(tmp_path / name / "output/training.csv") for name in ("whole", "sharded")]
+    assert logs[0]["step"].tolist() == logs[1]["step"].tolist()
+    assert logs[0]["loss"].to_numpy() == pytest.approx(logs[1]["loss"].to_numpy(), abs=1e-5)
+    assert not (tmp_path / "sharded/state").exists()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_workflow import clone
+from checkout import clone
 
 SLURM = Path(__file__).parents[1] / "slurm"
 pytestmark = [

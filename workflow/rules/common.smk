@@ -67,7 +67,7 @@ def names(values):
 
 def needs(stage, resource):
     """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
-    memory = CONFIG.get("device_memory_gb", demand.DEVICE_MEMORY)
+    memory = CONFIG.get("device_memory_gb") or demand.DEVICE_MEMORY
     return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
 
 

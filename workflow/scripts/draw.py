@@ -13,10 +13,13 @@ with stage(snakemake):
     def read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
 
-    tables = {
-        name: {int(parse(path, CURVES)["seed"]): read(path) for path in found} if isinstance(found, list) else read(found)
-        for name, found in inputs_of(snakemake).items()
-    }
+    def read_all(found: Path | list[Path]) -> object:
+        """A table; of training curves, one per seed."""
+        return (
+            read(found) if isinstance(found, Path) else {int(parse(path, CURVES)["seed"]): read(path) for path in found}
+        )
+
+    tables = {name: read_all(found) for name, found in inputs_of(snakemake).items()}
     module, _, name = snakemake.params.function.partition(":")
     draw = getattr(importlib.import_module(module), name)
     draw(**tables, output=Path(snakemake.output.figure), model=snakemake.wildcards.model, **snakemake.params.arguments)

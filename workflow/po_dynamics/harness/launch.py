@@ -19,7 +19,6 @@ from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.registry import bind
 
-
 SHARDED = ("--config_file", "slurm/fsdp.yaml")  # every process holds a part of the weights
 
 

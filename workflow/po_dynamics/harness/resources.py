@@ -73,7 +73,7 @@ def of(model: Mapping[str, Any], stage: str, device_memory: float = DEVICE_MEMOR
     Raises:
         InputError: what every device must hold fills it.
     """
-    about, stated = STAGES[stage], model.get("resources", {}).get(stage, {})
+    about, stated = STAGES[stage], _stated(model, stage)
     own, reward = parameters(model["base"]) / 1e9, _reward(model) / 1e9
     sharded, whole = about.sharded * own, about.whole * own + about.reward * reward
     if model["base"]["source"] == "world":
@@ -85,6 +85,12 @@ def of(model: Mapping[str, Any], stage: str, device_memory: float = DEVICE_MEMOR
     return {"gpu": devices, "mem_mb": start.mem_mb + math.ceil(1000 * host), "runtime": runtime} | stated
 
 
+def _stated(model: Mapping[str, Any], stage: str) -> dict[str, int]:
+    """What the configuration says; null is nothing."""
+    asked = (model.get("resources") or {}).get(stage) or {}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def _devices(sharded: float, whole: float, memory: float, stage: str) -> int:
     """All in GB."""
     if not sharded:
@@ -92,8 +98,9 @@ def _devices(sharded: float, whole: float, memory: float, stage: str) -> int:
     free = memory - ACTIVATIONS - whole
     if free <= 0:
         raise InputError(
-            f"configuration: of {memory:g} GB of a device, {stage} fills {whole:.0f} GB with models beside the trained "
-            f"ones and {ACTIVATIONS:g} GB with activations; set device_memory_gb, or models.<model>.resources.{stage}.gpu"
+            f"configuration: of {memory:g} GB of a device, {stage} fills {whole:.0f} GB with models that are not "
+            f"sharded and {ACTIVATIONS:g} GB with activations; set device_memory_gb or "
+            f"models.<model>.resources.{stage}.gpu"
         )
     return int(2 ** math.ceil(math.log2(max(1, sharded / free))))
 

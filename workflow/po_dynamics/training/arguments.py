@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_folder, remove, write_json
 from po_dynamics.storage.checkpoints import save_float32
+from po_dynamics.storage.state import TrainingLog
 
 DEFAULTS: dict[str, Any] = {  # of both stages; a configuration gives the rest
     "lr_schedule": "cosine",
@@ -103,6 +104,21 @@ def identity(path: Path) -> list[list[Any]]:
 def is_main_process() -> bool:
     """Whether this process writes the files."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def train(trainer: Any, tokenizer: PreTrainedTokenizerBase, state: Path, save_every: int, description: str) -> Path:
+    """Trains resumably and returns the folder of the trained model, whole however many processes share its weights.
+
+    It is written after the last step and before the state of that step is complete, so it is there whenever that is.
+    """
+    from po_dynamics.training.resume import Snapshots, train_resumably
+
+    steps = trainer.args.max_steps
+    last = Snapshots(state / "trained", [steps], tokenizer)
+    log = TrainingLog(state / "training.csv")
+    train_resumably(trainer, state, save_every=save_every, log=log, callbacks=[last], description=description)
+    trainer.accelerator.wait_for_everyone()  # the first process writes
+    return state / "trained" / f"step-{steps}"
 
 
 def publish(

@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub
 from po_dynamics.models.batches import collate
-from po_dynamics.models.loading import AutoConfig, default_device, load_model, turn_off_dropout
+from po_dynamics.models.loading import AutoConfig, load_classifier, load_model, turn_off_dropout
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
 from po_dynamics.storage.parquet import read_table
-from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.storage.state import open_state
 from po_dynamics.training import arguments
 
 HELD_OUT = 0.05  # share of the prompts whose pairs only measure accuracy
@@ -47,19 +47,17 @@ def train_reward(sft: Path, preferences: Path, output: Path, state: Path, settin
         open_state(state, run)
     trainer = _trainer(model, tokenizer, train, settings, state, steps)
 
-    from po_dynamics.training.resume import train_resumably
-
-    log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings["save_every"], log=log, description="reward model")
+    trained = arguments.train(trainer, tokenizer, state, settings["save_every"], "reward model")
+    # Every process measures the same: on several, decoding waits for all of them in every step.
+    model = load_classifier(trained)
+    metrics = {"steps": steps, "global_batch": settings["batch_size"], "dropped": dropped, "train": len(train)}
+    metrics |= accuracy(model, tokenizer, held_out, settings["micro_batch_size"])
+    scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
+    trainer.accelerator.wait_for_everyone()
     if arguments.is_main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model).to(default_device()).eval()
-        metrics = {"steps": steps, "global_batch": settings["batch_size"], "dropped": dropped, "train": len(train)}
-        metrics |= accuracy(model, tokenizer, held_out, settings["micro_batch_size"])
         print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
-        scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
         files = {"metrics.json": metrics, "normalisation.json": scale}
         arguments.publish(model.cpu(), tokenizer, output, state, files)
-    trainer.accelerator.wait_for_everyone()
 
 
 def new_classifier(sft: Path, seed: int) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, prepare_tokenizer, read_tokenizer
 from po_dynamics.storage.parquet import read_table
-from po_dynamics.storage.state import TrainingLog, open_state
+from po_dynamics.storage.state import open_state
 from po_dynamics.training import arguments
 
 IGNORED = -100  # label of a token without loss
@@ -46,16 +46,10 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
         open_state(state, run)
     trainer = _trainer(model, tokenizer, rows, settings, state, steps)
 
-    from po_dynamics.training.resume import train_resumably
-
-    log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings["save_every"], log=log, description="sft")
+    trained = arguments.train(trainer, tokenizer, state, settings["save_every"], "sft")
     if arguments.is_main_process():
         summary = {"steps": steps, "global_batch": settings["batch_size"], "max_length": max_length, **counts}
-        arguments.publish(
-            trainer.accelerator.unwrap_model(trainer.model), tokenizer, output, state, {"training.json": summary}
-        )
-    trainer.accelerator.wait_for_everyone()
+        arguments.publish(load_model(trained, device="cpu"), tokenizer, output, state, {"training.json": summary})
 
 
 def encode_rows(
