@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from po_dynamics.errors import InputError
-from po_dynamics.models import reward_models
+from po_dynamics.models import hub, reward_models
 from po_dynamics.models.batches import collate
 from po_dynamics.models.critic import Critic, final_values
 from po_dynamics.models.loading import load_classifier, load_model
@@ -181,5 +181,5 @@ def test_bad_input(inputs, tmp_path, damage, changes, message):
 
 
 def test_download_copies_a_local_folder(whole, tmp_path):
-    reward.download_reward({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
+    hub.download({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
     assert tiny.same_files(whole, tmp_path / "rm") == ["source.json"]

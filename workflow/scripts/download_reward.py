@@ -5,6 +5,6 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.training.reward import download_reward
+    from po_dynamics.models.hub import download
 
-    download_reward(snakemake.params.settings, Path(snakemake.output.model))
+    download(snakemake.params.settings, Path(snakemake.output.model))

@@ -15,9 +15,9 @@ with stage(snakemake):
 
     def read_all(found: Path | list[Path]) -> object:
         """A table; of training curves, one per seed."""
-        return (
-            read(found) if isinstance(found, Path) else {int(parse(path, CURVES)["seed"]): read(path) for path in found}
-        )
+        if isinstance(found, Path):
+            return read(found)
+        return {int(parse(path, CURVES)["seed"]): read(path) for path in found}
 
     tables = {name: read_all(found) for name, found in inputs_of(snakemake).items()}
     module, _, name = snakemake.params.function.partition(":")

@@ -1,4 +1,4 @@
-"""The reward model: a Bradley–Terry scorer trained from the SFT model with TRL's RewardTrainer, or a published one."""
+"""The reward model: a Bradley–Terry scorer trained from the SFT model with TRL's RewardTrainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
-from po_dynamics.models import hub
 from po_dynamics.models.batches import collate
 from po_dynamics.models.loading import AutoConfig, load_classifier, load_model, turn_off_dropout
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
@@ -195,8 +194,3 @@ def normalisation(
     if not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
         raise InputError("the reward model gives every sampled response the same score: train it longer")
     return {"mean": float(raw.mean()), "std": float(raw.std()), "n": len(raw)}
-
-
-def download_reward(settings: Mapping[str, Any], output: Path) -> None:
-    """Fetches a published reward model, or copies a local folder: `name`, optional `revision`."""
-    hub.download(settings, output)
