@@ -42,8 +42,8 @@ def interrupted(what: str, folder: Path) -> None:
     assert status == 0, output
 
 
-# Parameters without a gradient but for rounding, which AdamW amplifies: key biases, and in a difference of two scores the
-# bias that is added to both.
+# Parameters without a gradient but for rounding, which AdamW amplifies: key biases, and in a difference of two scores
+# the bias that is added to both.
 WITHOUT_GRADIENT = ("query_key_value.bias",)
 WITHOUT_GRADIENT_IN_PAIRS = (*WITHOUT_GRADIENT, "final_layer_norm.bias")
 
