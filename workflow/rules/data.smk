@@ -12,7 +12,7 @@ if CONFIG["data"]["source"] == "world":
             data=directory(layout.DATA),
             provenance=layout.record(layout.DATA),
         log:
-            layout.LOGS + "/make_world.log",
+            f"{layout.LOGS}/make_world.log",
         conda:
             "../../envs/train.yaml"
         params:
@@ -28,7 +28,7 @@ else:
             data=directory(layout.DATA),
             provenance=layout.record(layout.DATA),
         log:
-            layout.LOGS + "/download_data.log",
+            f"{layout.LOGS}/download_data.log",
         localrule: True
         conda:
             "../../envs/train.yaml"

@@ -21,10 +21,10 @@ rule respond_stage:
     input:
         unpack(artefacts(model=layout.STAGE, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
     output:
-        responses=layout.STAGE_EVALUATION + layout.RESPONSES,
-        provenance=layout.record(layout.STAGE_EVALUATION + layout.RESPONSES),
+        responses=f"{layout.STAGE_EVALUATION}{layout.RESPONSES}",
+        provenance=layout.record(f"{layout.STAGE_EVALUATION}{layout.RESPONSES}"),
     log:
-        layout.MODEL_LOGS + "/respond_{stage}.log",
+        f"{layout.MODEL_LOGS}/respond_{{stage}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
@@ -44,10 +44,10 @@ use rule respond_stage as respond_run with:
     input:
         unpack(artefacts(model=layout.CHECKPOINTS, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
     output:
-        responses=layout.EVALUATION + layout.RESPONSES,
-        provenance=layout.record(layout.EVALUATION + layout.RESPONSES),
+        responses=f"{layout.EVALUATION}{layout.RESPONSES}",
+        provenance=layout.record(f"{layout.EVALUATION}{layout.RESPONSES}"),
     log:
-        layout.RUN_LOGS + "/respond_{chunk}.log",
+        f"{layout.RUN_LOGS}/respond_{{chunk}}.log",
     params:
         folders=lambda wildcards: {step: f"step-{step}" for step in steps_of_chunk(wildcards)},
 
@@ -56,16 +56,16 @@ rule judge_responses:
     input:
         unpack(
             artefacts(
-                responses=layout.MODEL + "/{path}" + layout.RESPONSES,
-                baseline=layout.MODEL + "/evaluation/sft" + layout.RESPONSES,
+                responses=f"{layout.MODEL}/{{path}}{layout.RESPONSES}",
+                baseline=f"{layout.MODEL}/evaluation/sft{layout.RESPONSES}",
             )
         ),
         judge=JUDGE_FILES,
     output:
-        annotations=layout.MODEL + "/{path}" + layout.ANNOTATIONS,
-        provenance=layout.record(layout.MODEL + "/{path}" + layout.ANNOTATIONS),
+        annotations=f"{layout.MODEL}/{{path}}{layout.ANNOTATIONS}",
+        provenance=layout.record(f"{layout.MODEL}/{{path}}{layout.ANNOTATIONS}"),
     log:
-        layout.MODEL_LOGS + "/{path}/judge.log",
+        f"{layout.MODEL_LOGS}/{{path}}/judge.log",
     wildcard_constraints:
         path=r"([^/]+/seed\d+/)?evaluation/\w+",
     conda:

@@ -20,7 +20,7 @@ rule pretrain_base:
         model=directory(layout.BASE),
         provenance=layout.record(layout.BASE),
     log:
-        layout.MODEL_LOGS + "/pretrain_base.log",
+        f"{layout.MODEL_LOGS}/pretrain_base.log",
     wildcard_constraints:
         model=names(WORLD_MODELS),
     conda:
@@ -28,7 +28,7 @@ rule pretrain_base:
     params:
         code=code("pretrain_base.py"),
         settings=settings_of("base"),
-        state=layout.MODEL_STATE + "/base",
+        state=f"{layout.MODEL_STATE}/base",
     script:
         "../scripts/pretrain_base.py"
 
@@ -38,7 +38,7 @@ rule download_base:
         model=directory(layout.BASE),
         provenance=layout.record(layout.BASE),
     log:
-        layout.MODEL_LOGS + "/download_base.log",
+        f"{layout.MODEL_LOGS}/download_base.log",
     wildcard_constraints:
         model=names(set(MODELS) - set(WORLD_MODELS)),
     localrule: True
@@ -61,7 +61,7 @@ rule train_sft:
         model=directory(layout.SFT),
         provenance=layout.record(layout.SFT),
     log:
-        layout.MODEL_LOGS + "/train_sft.log",
+        f"{layout.MODEL_LOGS}/train_sft.log",
     conda:
         "../../envs/train.yaml"
     resources:
@@ -71,7 +71,7 @@ rule train_sft:
     params:
         code=code("train_sft.py"),
         settings=settings_of("sft"),
-        state=layout.MODEL_STATE + "/sft",
+        state=f"{layout.MODEL_STATE}/sft",
     script:
         "../scripts/train_sft.py"
 
@@ -83,7 +83,7 @@ rule sample_preferences:
         preferences=layout.PREFERENCES,
         provenance=layout.record(layout.PREFERENCES),
     log:
-        layout.MODEL_LOGS + "/sample_preferences.log",
+        f"{layout.MODEL_LOGS}/sample_preferences.log",
     conda:
         "../../envs/train.yaml"
     resources:
@@ -104,7 +104,7 @@ rule train_reward:
         model=directory(layout.REWARD),
         provenance=layout.record(layout.REWARD),
     log:
-        layout.MODEL_LOGS + "/train_reward.log",
+        f"{layout.MODEL_LOGS}/train_reward.log",
     wildcard_constraints:
         model=names(TRAINED_REWARDS),
     conda:
@@ -116,7 +116,7 @@ rule train_reward:
     params:
         code=code("train_reward.py"),
         settings=settings_of("reward"),
-        state=layout.MODEL_STATE + "/reward",
+        state=f"{layout.MODEL_STATE}/reward",
     script:
         "../scripts/train_reward.py"
 
@@ -126,7 +126,7 @@ rule download_reward:
         model=directory(layout.REWARD),
         provenance=layout.record(layout.REWARD),
     log:
-        layout.MODEL_LOGS + "/download_reward.log",
+        f"{layout.MODEL_LOGS}/download_reward.log",
     wildcard_constraints:
         model=names(set(MODELS) - set(TRAINED_REWARDS)),
     localrule: True
@@ -144,12 +144,12 @@ rule download_reward:
 
 rule compute_reference:
     input:
-        unpack(artefacts(model=layout.MODEL + "/{init}", preferences=layout.PREFERENCES)),
+        unpack(artefacts(model=f"{layout.MODEL}/{{init}}", preferences=layout.PREFERENCES)),
     output:
         reference=layout.REFERENCE,
         provenance=layout.record(layout.REFERENCE),
     log:
-        layout.MODEL_LOGS + "/compute_reference_{init}.log",
+        f"{layout.MODEL_LOGS}/compute_reference_{{init}}.log",
     conda:
         "../../envs/train.yaml"
     resources:

@@ -12,7 +12,7 @@ rule generate_final_responses:
         responses=layout.FINAL_RESPONSES,
         provenance=layout.record(layout.FINAL_RESPONSES),
     log:
-        layout.RUN_LOGS + "/final_responses_{final_set}.log",
+        f"{layout.RUN_LOGS}/final_responses_{{final_set}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
@@ -44,7 +44,7 @@ rule probe_checkpoints:
         tables=temp(directory(layout.PROBE_CHUNK)),
         provenance=layout.record(layout.PROBE_CHUNK),
     log:
-        layout.RUN_LOGS + "/probe_{final_set}_{chunk}.log",
+        f"{layout.RUN_LOGS}/probe_{{final_set}}_{{chunk}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
@@ -57,7 +57,7 @@ rule probe_checkpoints:
         steps=steps_of_chunk,
         training=training,
         probe=CONFIG["probe"],
-        state=layout.STATE + "/probe_{final_set}_{chunk}",
+        state=f"{layout.STATE}/probe_{{final_set}}_{{chunk}}",
     script:
         "../scripts/probe_checkpoints.py"
 
@@ -69,7 +69,7 @@ rule collect_probe:
         tables=directory(layout.PROBE),
         provenance=layout.record(layout.PROBE),
     log:
-        layout.RUN_LOGS + "/collect_probe_{final_set}.log",
+        f"{layout.RUN_LOGS}/collect_probe_{{final_set}}.log",
     localrule: True
     conda:
         "../../envs/plot.yaml"

@@ -4,11 +4,11 @@ REQUIRED INPUTS: probe tables, annotations and responses of every run.
 OUTPUTS: tables/, figures/, config.yaml (the configuration with every default) and report.html.
 """
 
-DYNAMICS = layout.TABLES + "/dynamics.parquet"
-WIN_RATES = layout.TABLES + "/win_rates.csv"
+DYNAMICS = f"{layout.TABLES}/dynamics.parquet"
+WIN_RATES = f"{layout.TABLES}/win_rates.csv"
 # The experiment's tables that are asked for by name.
 TABLES = [
-    of_experiment(layout.TABLES) + f"/{table}"
+    of_experiment(f"{layout.TABLES}/{table}")
     for table in ("dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv")
 ]
 
@@ -56,7 +56,7 @@ rule write_config:
     output:
         config=layout.CONFIGURATION,
     log:
-        layout.LOGS + "/write_config.log",
+        f"{layout.LOGS}/write_config.log",
     localrule: True
     conda:
         "../../envs/plot.yaml"
@@ -72,15 +72,15 @@ rule tabulate_dynamics:
         unpack(artefacts(probes=probed)),
     output:
         dynamics=DYNAMICS,
-        advantages=layout.TABLES + "/advantages.parquet",
-        weights=layout.TABLES + "/weights.parquet",
-        logps=layout.TABLES + "/logps.parquet",
-        entanglement=layout.TABLES + "/entanglement.parquet",
-        prediction=layout.TABLES + "/prediction.parquet",
-        rank_correlation=layout.TABLES + "/rank_correlation.parquet",
+        advantages=f"{layout.TABLES}/advantages.parquet",
+        weights=f"{layout.TABLES}/weights.parquet",
+        logps=f"{layout.TABLES}/logps.parquet",
+        entanglement=f"{layout.TABLES}/entanglement.parquet",
+        prediction=f"{layout.TABLES}/prediction.parquet",
+        rank_correlation=f"{layout.TABLES}/rank_correlation.parquet",
         provenance=layout.record(DYNAMICS),
     log:
-        layout.LOGS + "/tabulate_dynamics.log",
+        f"{layout.LOGS}/tabulate_dynamics.log",
     conda:
         "../../envs/plot.yaml"
     params:
@@ -94,10 +94,10 @@ rule tabulate_win_rates:
         unpack(artefacts(annotations=evaluated(layout.ANNOTATIONS), responses=evaluated(layout.RESPONSES))),
     output:
         win_rates=WIN_RATES,
-        results=layout.TABLES + "/results.csv",
+        results=f"{layout.TABLES}/results.csv",
         provenance=layout.record(WIN_RATES),
     log:
-        layout.LOGS + "/tabulate_win_rates.log",
+        f"{layout.LOGS}/tabulate_win_rates.log",
     conda:
         "../../envs/plot.yaml"
     params:
@@ -114,7 +114,7 @@ rule draw_dynamics:
     output:
         figure("figure_{number}_{run}"),
     log:
-        layout.MODEL_LOGS + "/draw_figure_{number}_{run}.log",
+        f"{layout.MODEL_LOGS}/draw_figure_{{number}}_{{run}}.log",
     wildcard_constraints:
         number="1|2|7",
     conda:
@@ -135,7 +135,7 @@ use rule draw_dynamics as draw_advantages with:
     output:
         figure("figure_3_{run}"),
     log:
-        layout.MODEL_LOGS + "/draw_figure_3_{run}.log",
+        f"{layout.MODEL_LOGS}/draw_figure_3_{{run}}.log",
     params:
         code=code("draw.py", DRAW["advantages"]),
         function=DRAW["advantages"],
@@ -148,7 +148,7 @@ use rule draw_dynamics as draw_prediction with:
     output:
         figure("prediction_{run}"),
     log:
-        layout.MODEL_LOGS + "/draw_prediction_{run}.log",
+        f"{layout.MODEL_LOGS}/draw_prediction_{{run}}.log",
     params:
         code=code("draw.py", DRAW["prediction"]),
         function=DRAW["prediction"],
@@ -161,7 +161,7 @@ use rule draw_dynamics as draw_win_rates with:
     output:
         figure("figure_4"),
     log:
-        layout.MODEL_LOGS + "/draw_figure_4.log",
+        f"{layout.MODEL_LOGS}/draw_figure_4.log",
     params:
         code=code("draw.py", DRAW["win_rates"]),
         function=DRAW["win_rates"],
@@ -174,7 +174,7 @@ use rule draw_dynamics as draw_training with:
     output:
         figure("training_{run}"),
     log:
-        layout.MODEL_LOGS + "/draw_training_{run}.log",
+        f"{layout.MODEL_LOGS}/draw_training_{{run}}.log",
     params:
         code=code("draw.py", DRAW["training"]),
         function=DRAW["training"],
@@ -186,7 +186,7 @@ rule write_report:
         unpack(artefacts(figures=figure_files)),
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
-        results=layout.TABLES + "/results.csv",
+        results=f"{layout.TABLES}/results.csv",
         win_rates_record=layout.record(WIN_RATES),
         dynamics=ancient(DYNAMICS),
         dynamics_record=layout.record(DYNAMICS),
@@ -195,7 +195,7 @@ rule write_report:
         report=layout.REPORT,
         provenance=layout.record(layout.REPORT),
     log:
-        layout.LOGS + "/write_report.log",
+        f"{layout.LOGS}/write_report.log",
     conda:
         "../../envs/plot.yaml"
     params:

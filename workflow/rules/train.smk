@@ -19,7 +19,7 @@ rule train_offline:
         log=layout.CURVES,
         provenance=layout.record(layout.CHECKPOINTS),
     log:
-        layout.RUN_LOGS + "/train.log",
+        f"{layout.RUN_LOGS}/train.log",
     wildcard_constraints:
         run=runs_of("offline"),
     conda:
@@ -33,7 +33,7 @@ rule train_offline:
         code=code("train.py", TRAIN_OFFLINE),
         objective_code=objective_code,
         training=training,
-        state=layout.STATE + "/train",
+        state=f"{layout.STATE}/train",
     script:
         "../scripts/train.py"
 
