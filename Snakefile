@@ -27,7 +27,8 @@ localrules:
 rule all:
     default_target: True
     input:
-        f"results/{config['experiment']}/report.html",
+        of_experiment(layout.REPORT),
+        of_experiment(layout.CONFIGURATION),
         # Named here, though the report needs them: Snakemake rebuilds a deleted file only if it is asked for.
         TABLES,
         figure_files,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from po_dynamics.dynamics import __main__ as reslice
 from po_dynamics.dynamics import alignment as d
-from po_dynamics.dynamics import observables, segments, tables
+from po_dynamics.dynamics import observables, segments, stored, tables
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe.passes import Options, probe, with_reference
@@ -142,8 +142,12 @@ def results(tmp_path, dpo, ppo):
     return tmp_path
 
 
+def tabulate(results):
+    return d.tabulate([stored.load(*item) for item in stored.find(results)])
+
+
 def test_tabulate_has_every_column_and_flags_losses_that_rose(results):
-    table = d.tabulate(results)
+    table = tabulate(results)
     assert list(table.columns[: len(d.KEYS)]) == d.KEYS
     assert {"G", "G_low", "G_high", "cosine", "grad_norm", "n_batches", "n_outliers"} <= set(table.columns)
     assert table["loss_rose"].dtype == bool
@@ -152,13 +156,25 @@ def test_tabulate_has_every_column_and_flags_losses_that_rose(results):
     changed = tables.read(folder)
     changed.batches["loss"] += 1
     tables.write(changed, folder)
-    rose = d.tabulate(results).query("run == 'dpo'").groupby("step")["loss_rose"].first()
+    rose = tabulate(results).query("run == 'dpo'").groupby("step")["loss_rose"].first()
     assert rose.to_dict() == {0: False, 10: True, 30: False}
 
 
 def test_an_empty_experiment_is_an_error(tmp_path):
     with pytest.raises(InputError, match="holds no probe"):
-        d.tabulate(tmp_path)
+        stored.find(tmp_path)
+
+
+def test_only_the_given_folders_are_read_and_their_paths_say_what_they_are_of(results, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    experiment = tmp_path / "results" / "demo"
+    experiment.mkdir(parents=True)
+    (results / "m").rename(experiment / "m")
+    found = stored.steps_of(["results/demo/m/dpo/seed0/probe/heldout"])
+    assert [about for about, _ in found] == [keys(step=step) for step in (0, 10, 30)]
+    assert [about for about, _ in stored.find(experiment)] == [*(about for about, _ in found), keys("ppo")]
+    with pytest.raises(InputError, match="is not of the form"):
+        stored.steps_of([str(experiment / "m/dpo/seed0/probe/heldout")])
 
 
 @pytest.mark.e2e
@@ -215,10 +231,10 @@ def test_a_file_that_is_no_probe_table_is_an_error(results):
     folder = results / "m" / "dpo" / "seed0" / "probe" / "heldout" / "step-0"
     pd.DataFrame({"a": [1]}).to_parquet(folder / "scores.parquet")
     with pytest.raises(InputError, match="not a table of a probe"):
-        d.tabulate(results)
+        tabulate(results)
     (folder / "scores.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(InputError, match="cannot be read"):
-        d.tabulate(results)
+        tabulate(results)
 
 
 # ------------------------------------------------------------------------------------------------------ observables

@@ -67,11 +67,11 @@ def package(tmp_path):
 
 def value(script: Path, package: Path) -> str:
     forget()
-    return fingerprint(script, package)
+    return fingerprint(script, package=package)
 
 
 def forget() -> None:
-    for cached in (module._uses, module._tree, module._content):
+    for cached in (module._uses, module._mentions, module._tree, module._content):
         cached.cache_clear()
 
 
@@ -124,7 +124,7 @@ def test_an_import_that_leads_nowhere_is_refused(package, line):
 def hashes(package: Path) -> dict[str, str]:
     forget()
     names = {name: objective_fingerprint(name, package) for name in ("dpo", "cdpo", "ipo")}
-    return names | {"user": fingerprint(package / "user.py", package)}
+    return names | {"user": fingerprint(package / "user.py", package=package)}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_module_that_a_configuration_names(package):
 
 def test_every_script_of_the_workflow_has_a_fingerprint():
     scripts = sorted((module.PACKAGE.parent / "scripts").glob("*.py"))
-    assert len({fingerprint(script) for script in scripts}) == len(scripts) > 20
+    assert len({fingerprint(script) for script in scripts}) == len(scripts) > 15
 
 
 def test_every_objective_has_a_fingerprint_of_its_own():

@@ -1,15 +1,18 @@
 """What scripts share: the log, the one-line error and the provenance record; and launching on several processes."""
 
 import json
+import os
 import resource
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from po_dynamics.errors import InputError
-from po_dynamics.harness.job import stage
+from po_dynamics.harness.job import inputs_of, stage
 from po_dynamics.harness.launch import launch
+from po_dynamics.objectives.registry import bind
 
 
 class Named(list):
@@ -72,3 +75,41 @@ def test_launching_calls_the_function_with_paths(tmp_path):
     (tmp_path / "a").write_text("x")
     launch("shutil:copyfile", {"src": tmp_path / "a", "dst": tmp_path / "b"})
     assert (tmp_path / "b").read_text() == "x"
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """Launched processes find the package and tests/helpers, and run from the repository's root, as jobs do."""
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root / "workflow"), str(root / "tests/helpers")]))
+
+
+def test_two_devices_run_the_function_together(importable, tmp_path):
+    settings = {"max_steps": 3, "checkpoints": [0, 3], "kl_target": None}
+    arguments = {"output": tmp_path, "objective": bind("cppo_top", {"lambda": 0.3}), "settings": settings}
+    launch("tiny_stage:report", arguments, devices=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert (first["objective"], first["parameters"], first["settings"]) == ("cppo_top", {"lambda": 0.3}, settings)
+    assert (first["total"], first["sharded"]) == (3, "true")
+
+
+def test_a_failure_on_two_devices_is_an_error_and_its_message_is_in_the_log(importable, job, tmp_path, capsys):
+    with pytest.raises(SystemExit), stage(job):
+        launch("tiny_stage:refuse", {"output": tmp_path}, devices=2)
+    assert f"error: {tmp_path} is no place for a model" in (tmp_path / "job.log").read_text()
+    assert (
+        "error: tiny_stage:refuse failed with status 1 on 2 devices; the log has the reason" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "sft.json").exists()
+
+
+def test_what_cannot_be_handed_over_is_named():
+    with pytest.raises(TypeError, match="of type set cannot be handed to another process"):
+        launch("tiny_stage:report", {"settings": {1}}, devices=2)
+
+
+def test_inputs_are_paths_without_the_records(job):
+    job.input = Named(model="a", model_record="a.json", curves=["b", "c"], curves_record=["b.json", "c.json"])
+    assert inputs_of(job) == {"model": Path("a"), "curves": [Path("b"), Path("c")]}

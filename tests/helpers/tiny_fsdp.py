@@ -94,11 +94,48 @@ def offline(folder: Path) -> None:
     tiny_offline.train(folder.parent, folder)
 
 
+def sft(folder: Path) -> None:
+    """Ends once between the last step and the publication of the model."""
+    import tiny_sft
+    from po_dynamics.training import resume
+
+    train_resumably = resume.train_resumably
+
+    def train_once(*args: object, **options: object) -> None:
+        train_resumably(*args, **options)  # type: ignore[arg-type]
+        interrupt_once(folder)
+
+    resume.train_resumably = train_once
+    tiny_sft.sft(folder.parent, folder)
+
+
+def reward(folder: Path) -> None:
+    """Ends once between the snapshot of the last step and the state of that step."""
+    import tiny_sft
+    from po_dynamics.training import resume
+
+    save_step = resume.save_step
+
+    def save_once(*args: object, **options: object) -> None:
+        save_step(*args, **options)  # type: ignore[arg-type]
+        interrupt_once(folder)
+
+    resume.save_step = save_once
+    tiny_sft.reward(folder.parent, folder)
+
+
+def interrupt_once(folder: Path) -> None:
+    if not (folder / "interrupted").exists():
+        torch.distributed.barrier()
+        (folder / "interrupted").touch()
+        os._exit(7)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, folder = sys.argv[1], Path(sys.argv[2])
     if what != "steps":
         shard_with_accelerate()
     torch.distributed.init_process_group("gloo")
-    {"steps": steps, "ppo": ppo, "offline": offline}[what](folder)
+    {"steps": steps, "ppo": ppo, "offline": offline, "sft": sft, "reward": reward}[what](folder)
     torch.distributed.destroy_process_group()

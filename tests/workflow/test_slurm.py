@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from clones import ROOT, clone
+from checkout import ROOT, clone
 
 SLURM = ROOT / "tests/slurm"
 pytestmark = [

@@ -1,6 +1,5 @@
 """The whole DAG on the smoke configuration, and what it would rerun after a change."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,24 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from clones import clone
+from checkout import clone, edit, plan, snakemake
 
 pytestmark = pytest.mark.e2e
-
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
-
-
-def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*SNAKEMAKE, *arguments], cwd=directory, capture_output=True, text=True, env=environment)
-
-
-def plan(directory: Path, *arguments: str) -> dict[str, int]:
-    """Rules that a dry run would execute, with the number of their jobs."""
-    done = snakemake(directory, "--dry-run", "--quiet", "rules", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
-    return {rule: int(count) for rule, count in table if rule not in ("all", "total")}
 
 
 @pytest.fixture(scope="session")
@@ -84,34 +68,11 @@ def test_touching_or_copying_reruns_nothing(copied):
     assert plan(copied) == {}
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text, f"{path} has no {old!r}"
-    path.write_text(text.replace(old, new, 1))
-
-
-DRAWN = {"draw_dynamics", "draw_advantages", "draw_prediction", "draw_win_rates", "draw_training", "write_report"}
-
-
 def test_comments_and_docstrings_rerun_nothing(copied):
-    edit(copied / "workflow/po_dynamics/objectives.py", '"""', '"""Reworded. ')
-    with (copied / "workflow/po_dynamics/ppo.py").open("a") as file:
+    edit(copied / "workflow/po_dynamics/objectives/pairs.py", '"""', '"""Reworded. ')
+    with (copied / "workflow/po_dynamics/ppo/train.py").open("a") as file:
         file.write("\n# A remark.\n")
     assert plan(copied) == {}
-
-
-def test_editing_the_figures_redraws_figures_only(copied):
-    with (copied / "workflow/po_dynamics/figures.py").open("a") as file:
-        file.write("\nSTYLE_VERSION = 2\n")
-    assert set(plan(copied)) == DRAWN
-
-
-def test_editing_ppo_reruns_ppo_and_what_follows(copied):
-    with (copied / "workflow/po_dynamics/ppo.py").open("a") as file:
-        file.write("\nREVISION = 2\n")
-    planned = plan(copied)
-    assert planned["train_online"] == 2
-    assert not {"make_world", "pretrain_base", "train_sft", "train_reward", "train_offline"} & set(planned)
 
 
 def test_changing_one_runs_beta_reruns_that_run(copied):

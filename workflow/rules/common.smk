@@ -1,10 +1,12 @@
-"""Configuration, paths and the rule of staleness that every stage shares. Nothing heavy is imported here."""
+"""Configuration, inputs and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
+import functools
 import os
 import re
 import sys
 from pathlib import Path
 
+import yaml
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -14,7 +16,9 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.get
 
 from po_dynamics.errors import InputError
 from po_dynamics.harness import config as configuration
-from po_dynamics.harness.fingerprint import fingerprint, objective_fingerprint
+from po_dynamics.harness import resources as demand
+from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
+from po_dynamics.storage import layout
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
 # modules it imports: `params.code` tracks both by content, and Snakemake's own comparison is switched off for good.
@@ -25,19 +29,30 @@ try:
 except InputError as error:
     sys.exit(f"error: {error}")
 
-config = EXPERIMENT.config  # with all defaults; rules see nothing else
-MODELS = config["models"]
+CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
+MODELS = CONFIG["models"]
 RUNS = EXPERIMENT.runs
 
+fingerprint_once = functools.cache(fingerprint)
+objective_fingerprint_once = functools.cache(objective_fingerprint)
 
-def code(script):
-    """Fingerprint of a script of workflow/scripts and of every module of the package that it imports."""
-    return fingerprint(WORKFLOW / "scripts" / script)
+
+def code(script, *functions):
+    """Fingerprint of a script, of the "module:function"s that its parameters name, and of all that they import.
+
+    Computed when the first job asks for it: most processes that read this file run one job.
+    """
+    return lambda wildcards: fingerprint_once(WORKFLOW / "scripts" / script, *functions)
+
+
+def objective(run):
+    """The run's objective as a job is told of it."""
+    return {"name": run.objective.name, "parameters": run.objective.parameters}
 
 
 def objective_code(wildcards):
     """Fingerprint of the run's own objective; a new one reruns nothing that exists."""
-    return objective_fingerprint(run_of(wildcards).objective.name)
+    return objective_fingerprint_once(objective(run_of(wildcards))["name"])
 
 
 def run_of(wildcards):
@@ -50,23 +65,50 @@ def names(values):
     return "|".join(map(re.escape, values)) or r"(?!)"
 
 
-def gpus(wildcards):
-    """Graphics cards of a job: none for the embedded world's models."""
-    return 0 if MODELS[wildcards.model]["base"]["source"] == "world" else 1
+def needs(stage, resource):
+    """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
+    memory = CONFIG.get("device_memory_gb") or demand.DEVICE_MEMORY
+    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
 
 
-def artefact(path):
-    """Another stage's file or folder as an input, with the provenance record beside it.
+def artefacts(**patterns):
+    """Other stages' files and folders as named inputs, each with its provenance record as `<name>_record`.
 
-    Snakemake compares folders and large files by time, small files by content. So the artefact itself is `ancient`,
-    and its record, written anew by every run of its rule, decides whether it changed.
+    Snakemake compares folders and large files by time, small files by content. So an artefact itself is `ancient`,
+    and its record, written anew by every run of its rule, decides whether it changed. A pattern may be a list, or a
+    function of the wildcards; None leaves the input out.
     """
-    return [ancient(path), f"{path}.json"]
+
+    def inputs(wildcards):
+        found = {name: pattern(wildcards) if callable(pattern) else pattern for name, pattern in patterns.items()}
+        found = {name: path for name, path in found.items() if path is not None}
+        paths = {name: list(map(ancient, p)) if isinstance(p, list) else ancient(p) for name, p in found.items()}
+        return paths | {
+            f"{name}_record": list(map(layout.record, p)) if isinstance(p, list) else layout.record(p)
+            for name, p in found.items()
+        }
+
+    return inputs
+
+
+def of_experiment(pattern, **wildcards):
+    """A path of this experiment."""
+    return pattern.format(experiment=CONFIG["experiment"], **wildcards)
 
 
 def initial(wildcards):
     """The model that a run's reference log-probs and KL are about: the SFT model, or the base model without SFT."""
-    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/{run_of(wildcards).init}")
+    return layout.BASE if run_of(wildcards).init == "base" else layout.SFT
+
+
+def initial_model(wildcards):
+    """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
+    parent = run_of(wildcards).init_run
+    return layout.CHECKPOINTS.replace("{run}", parent) if parent else initial(wildcards)
+
+
+def reference_logps(wildcards):
+    return layout.REFERENCE.replace("{init}", run_of(wildcards).init)
 
 
 def seeds(family=None, probed=None):
@@ -79,24 +121,16 @@ def seeds(family=None, probed=None):
     ]
 
 
-def initial_model(wildcards):
-    """Where a run starts: the SFT model, the base model, or a checkpoint of another run of the same seed."""
-    run = run_of(wildcards)
-    if run.init_run:
-        root = f"results/{wildcards.experiment}/{wildcards.model}"
-        return artefact(f"{root}/{run.init_run}/seed{wildcards.seed}/checkpoints")
-    return initial(wildcards)
-
-
-def reference_logps(wildcards):
-    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reference/{run_of(wildcards).init}.parquet")
+def runs_of(family):
+    """Regular expression of the names of a family's runs."""
+    return names(sorted({run.name for run in RUNS.values() if run.family == family}))
 
 
 def training(wildcards):
     """What a training job must be told, and what makes its result stale."""
     run = run_of(wildcards)
     return {
-        "objective": {"name": run.objective.name, "parameters": run.objective.parameters},
+        "objective": objective(run),
         "settings": {**run.settings, "checkpoints": run.steps},
         "first_step": run.init_step,
         "seed": int(wildcards.seed),
@@ -104,7 +138,7 @@ def training(wildcards):
 
 
 def checkpoints(path):
-    return directory(path) if config["keep_checkpoints"] else temp(directory(path))
+    return directory(path) if CONFIG["keep_checkpoints"] else temp(directory(path))
 
 
 def steps_of_chunk(wildcards):
@@ -113,57 +147,50 @@ def steps_of_chunk(wildcards):
 
 def reward_of_rollouts(wildcards):
     """Online runs are probed on fresh roll-outs, which the reward model scores; offline runs need none."""
-    online = run_of(wildcards).family == "online"
-    return artefact(f"results/{wildcards.experiment}/{wildcards.model}/reward") if online else []
+    return layout.REWARD if run_of(wildcards).family == "online" else None
 
 
 def probe_chunks(wildcards):
     chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
-    root = f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{wildcards.seed}/probe_chunks"
-    return sum((artefact(f"{root}/{wildcards.final_set}/{chunk}") for chunk in chunks), [])
+    return [layout.PROBE_CHUNK.replace("{chunk}", str(chunk)) for chunk in chunks]
 
 
-def probed():
+def probed(wildcards):
     """Probe tables of every probed run, seed and set of final responses."""
-    root = f"results/{config['experiment']}"
     return [
-        path
+        of_experiment(layout.PROBE, model=model, run=run, seed=seed, final_set=final_set)
         for model, run, seed in seeds(probed=True)
-        for final_set in config["probe"]["final_sets"][RUNS[model, run].family]
-        for path in artefact(f"{root}/{model}/{run}/seed{seed}/probe/{final_set}")
+        for final_set in CONFIG["probe"]["final_sets"][RUNS[model, run].family]
     ]
 
 
 def evaluated(table):
-    """`responses` or `annotations` of the base model and of every run, seed and chunk of checkpoints."""
-    root = f"results/{config['experiment']}"
-    bases = [f"{root}/{model}/evaluation/base/{table}.parquet" for model in MODELS]
-    chunks = [
-        f"{root}/{model}/{run}/seed{seed}/evaluation/{chunk}/{table}.parquet"
+    """`layout.RESPONSES` or `ANNOTATIONS` of the base model and of every run, seed and chunk of checkpoints."""
+    return [of_experiment(layout.STAGE_EVALUATION + table, model=model, stage="base") for model in MODELS] + [
+        of_experiment(layout.EVALUATION + table, model=model, run=run, seed=seed, chunk=chunk)
         for model, run, seed in seeds()
         for chunk in range(len(EXPERIMENT.chunks(model, run)))
     ]
-    return sum(map(artefact, bases + chunks), [])
 
 
 def figure_files(wildcards):
     """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
-    root = f"results/{config['experiment']}/figures"
-    final_sets = config["probe"]["final_sets"]
+    final_sets = CONFIG["probe"]["final_sets"]
     offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
     online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
-    return (
-        [f"{root}/{model}/figure_1_{run}.png" for model, run in offline]
-        + [f"{root}/{model}/figure_{number}_{run}.png" for number in (2, 3) for model, run in online]
-        + [f"{root}/{model}/figure_4.png" for model in MODELS]
-        + [f"{root}/{model}/figure_7_{run}.png" for model, run in offline if "train" in final_sets["offline"]]
-        + [f"{root}/{model}/prediction_{run}.png" for model, run in offline + online]
-        + [f"{root}/{model}/training_{run}.png" for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
+    found = (
+        [(model, f"figure_1_{run}") for model, run in offline]
+        + [(model, f"figure_{number}_{run}") for number in (2, 3) for model, run in online]
+        + [(model, "figure_4") for model in MODELS]
+        + [(model, f"figure_7_{run}") for model, run in offline if "train" in final_sets["offline"]]
+        + [(model, f"prediction_{run}") for model, run in offline + online]
+        + [(model, f"training_{run}") for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
     )
+    return [of_experiment(layout.FIGURES, model=model) + f"/{name}.png" for model, name in found]
 
 
 wildcard_constraints:
-    experiment=re.escape(config["experiment"]),
+    experiment=re.escape(CONFIG["experiment"]),
     model=names(MODELS),
     run=names(sorted({name for _, name in RUNS})),
     seed=r"\d+",

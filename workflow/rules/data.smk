@@ -1,23 +1,23 @@
 """Data sets in one schema, from the embedded world or from the hub.
 
 REQUIRED INPUTS: none.
-OUTPUTS: results/{experiment}/data/ with sft, preferences, final_prompts and eval_prompts (Parquet); for the world also
+OUTPUTS: data/ with sft, preferences, final_prompts and eval_prompts (Parquet); for the world also
 pretraining.parquet and tokenizer/.
 """
 
-if config["data"]["source"] == "world":
+if CONFIG["data"]["source"] == "world":
 
     rule make_world:
         output:
-            data=directory("results/{experiment}/data"),
-            provenance="results/{experiment}/data.json",
+            data=directory(layout.DATA),
+            provenance=layout.record(layout.DATA),
         log:
-            "results/{experiment}/logs/make_world.log",
+            f"{layout.LOGS}/make_world.log",
         conda:
             "../../envs/train.yaml"
         params:
             code=code("make_world.py"),
-            settings=config["data"],
+            settings=CONFIG["data"],
         script:
             "../scripts/make_world.py"
 
@@ -25,15 +25,15 @@ else:
 
     rule download_data:
         output:
-            data=directory("results/{experiment}/data"),
-            provenance="results/{experiment}/data.json",
+            data=directory(layout.DATA),
+            provenance=layout.record(layout.DATA),
         log:
-            "results/{experiment}/logs/download_data.log",
+            f"{layout.LOGS}/download_data.log",
         localrule: True
         conda:
             "../../envs/train.yaml"
         params:
             code=code("download_data.py"),
-            settings=config["data"],
+            settings=CONFIG["data"],
         script:
             "../scripts/download_data.py"

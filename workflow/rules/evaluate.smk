@@ -4,78 +4,75 @@ REQUIRED INPUTS: a run's checkpoints/ (or the base or SFT model), reward/, evalu
 OUTPUTS: .../evaluation/<chunk>/{responses,annotations}.parquet.
 """
 
+JUDGE = CONFIG["evaluation"]["judge"]
 # The judge's own files, if it is one of ours: editing its prompt asks it again.
-JUDGE_FILES = sorted(map(str, Path("workflow/judges", config["evaluation"]["judge"]).glob("*")))
+JUDGE_FILES = sorted(map(str, Path("workflow/judges", JUDGE).glob("*")))
+
+
+def judge_code(wildcards):
+    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
+    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
+    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
+    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
+    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
 
 
 rule respond_stage:
     input:
-        model=artefact("results/{experiment}/{model}/{stage}"),
-        sft=artefact("results/{experiment}/{model}/sft"),
-        reward=artefact("results/{experiment}/{model}/reward"),
-        data=artefact("results/{experiment}/data"),
+        unpack(artefacts(model=layout.STAGE, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
     output:
-        responses="results/{experiment}/{model}/evaluation/{stage}/responses.parquet",
-        provenance="results/{experiment}/{model}/evaluation/{stage}/responses.parquet.json",
+        responses=f"{layout.STAGE_EVALUATION}{layout.RESPONSES}",
+        provenance=layout.record(f"{layout.STAGE_EVALUATION}{layout.RESPONSES}"),
     log:
-        "results/{experiment}/logs/{model}/respond_{stage}.log",
+        f"{layout.MODEL_LOGS}/respond_{{stage}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-        runtime=240,
+        gpu=needs("generate", "gpu"),
+        mem_mb=needs("generate", "mem_mb"),
+        runtime=needs("generate", "runtime"),
     params:
         code=code("generate_responses.py"),
-        steps=[0],
-        max_new_tokens=config["evaluation"]["max_new_tokens"],
-        seed=config["data"]["seed"],
+        folders={0: "."},
+        max_new_tokens=CONFIG["evaluation"]["max_new_tokens"],
+        seed=CONFIG["data"]["seed"],
     script:
         "../scripts/generate_responses.py"
 
 
-rule respond_run:
+use rule respond_stage as respond_run with:
     input:
-        model=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        sft=artefact("results/{experiment}/{model}/sft"),
-        reward=artefact("results/{experiment}/{model}/reward"),
-        data=artefact("results/{experiment}/data"),
+        unpack(artefacts(model=layout.CHECKPOINTS, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
     output:
-        responses="results/{experiment}/{model}/{run}/seed{seed}/evaluation/{chunk}/responses.parquet",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/evaluation/{chunk}/responses.parquet.json",
+        responses=f"{layout.EVALUATION}{layout.RESPONSES}",
+        provenance=layout.record(f"{layout.EVALUATION}{layout.RESPONSES}"),
     log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/respond_{chunk}.log",
-    conda:
-        "../../envs/train.yaml"
-    resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 720 if gpus(wildcards) else 30,
+        f"{layout.RUN_LOGS}/respond_{{chunk}}.log",
     params:
-        code=code("generate_responses.py"),
-        steps=steps_of_chunk,
-        max_new_tokens=config["evaluation"]["max_new_tokens"],
-        seed=config["data"]["seed"],
-    script:
-        "../scripts/generate_responses.py"
+        folders=lambda wildcards: {step: f"step-{step}" for step in steps_of_chunk(wildcards)},
 
 
 rule judge_responses:
     input:
-        responses=artefact("results/{experiment}/{model}/{path}/responses.parquet"),
-        baseline=artefact("results/{experiment}/{model}/evaluation/sft/responses.parquet"),
+        unpack(
+            artefacts(
+                responses=f"{layout.MODEL}/{{path}}{layout.RESPONSES}",
+                baseline=f"{layout.MODEL}/evaluation/sft{layout.RESPONSES}",
+            )
+        ),
         judge=JUDGE_FILES,
     output:
-        annotations="results/{experiment}/{model}/{path}/annotations.parquet",
-        provenance="results/{experiment}/{model}/{path}/annotations.parquet.json",
+        annotations=f"{layout.MODEL}/{{path}}{layout.ANNOTATIONS}",
+        provenance=layout.record(f"{layout.MODEL}/{{path}}{layout.ANNOTATIONS}"),
     log:
-        "results/{experiment}/logs/{model}/{path}/judge.log",
+        f"{layout.MODEL_LOGS}/{{path}}/judge.log",
     wildcard_constraints:
         path=r"([^/]+/seed\d+/)?evaluation/\w+",
     conda:
         "../../envs/judge.yaml"
     params:
         code=code("judge_responses.py"),
-        judge=config["evaluation"]["judge"],
+        judge_code=judge_code,
+        judge=JUDGE,
     script:
         "../scripts/judge_responses.py"

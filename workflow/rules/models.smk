@@ -1,95 +1,100 @@
 """Base model, SFT model, preferences, reward model and reference log-probs: what all runs of a model share.
 
-REQUIRED INPUTS: results/{experiment}/data/.
-OUTPUTS: results/{experiment}/{model}/{base,sft,reward}/ (Hugging Face folders), preferences.parquet and
-reference/{init}.parquet.
+REQUIRED INPUTS: data/.
+OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), preferences.parquet and reference/{init}.parquet.
 """
 
 WORLD_MODELS = [name for name, model in MODELS.items() if model["base"]["source"] == "world"]
 TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["source"] == "train"]
 
 
+def settings_of(part):
+    """The settings of one part of the job's model, without its size, which only resources follow from."""
+    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
+
+
 rule pretrain_base:
     input:
-        data=artefact("results/{experiment}/data"),
+        unpack(artefacts(data=layout.DATA)),
     output:
-        model=directory("results/{experiment}/{model}/base"),
-        provenance="results/{experiment}/{model}/base.json",
+        model=directory(layout.BASE),
+        provenance=layout.record(layout.BASE),
     log:
-        "results/{experiment}/logs/{model}/pretrain_base.log",
+        f"{layout.MODEL_LOGS}/pretrain_base.log",
     wildcard_constraints:
         model=names(WORLD_MODELS),
     conda:
         "../../envs/train.yaml"
     params:
         code=code("pretrain_base.py"),
-        settings=lambda wildcards: MODELS[wildcards.model]["base"],
-        state="results/{experiment}/{model}/state/base",
+        settings=settings_of("base"),
+        state=f"{layout.MODEL_STATE}/base",
     script:
         "../scripts/pretrain_base.py"
 
 
 rule download_base:
     output:
-        model=directory("results/{experiment}/{model}/base"),
-        provenance="results/{experiment}/{model}/base.json",
+        model=directory(layout.BASE),
+        provenance=layout.record(layout.BASE),
     log:
-        "results/{experiment}/logs/{model}/download_base.log",
+        f"{layout.MODEL_LOGS}/download_base.log",
     wildcard_constraints:
         model=names(set(MODELS) - set(WORLD_MODELS)),
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        mem_mb=needs("download", "mem_mb"),
+        runtime=needs("download", "runtime"),
     params:
         code=code("download_base.py"),
-        settings=lambda wildcards: MODELS[wildcards.model]["base"],
+        settings=settings_of("base"),
     script:
         "../scripts/download_base.py"
 
 
 rule train_sft:
     input:
-        base=artefact("results/{experiment}/{model}/base"),
-        data=artefact("results/{experiment}/data"),
+        unpack(artefacts(base=layout.BASE, data=layout.DATA)),
     output:
-        model=directory("results/{experiment}/{model}/sft"),
-        provenance="results/{experiment}/{model}/sft.json",
+        model=directory(layout.SFT),
+        provenance=layout.record(layout.SFT),
     log:
-        "results/{experiment}/logs/{model}/train_sft.log",
+        f"{layout.MODEL_LOGS}/train_sft.log",
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 96000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 1440 if gpus(wildcards) else 30,
+        gpu=needs("sft", "gpu"),
+        mem_mb=needs("sft", "mem_mb"),
+        runtime=needs("sft", "runtime"),
     params:
         code=code("train_sft.py"),
-        settings=lambda wildcards: MODELS[wildcards.model]["sft"],
-        state="results/{experiment}/{model}/state/sft",
+        settings=settings_of("sft"),
+        state=f"{layout.MODEL_STATE}/sft",
     script:
         "../scripts/train_sft.py"
 
 
-if config["data"]["source"] == "world":
+if CONFIG["data"]["source"] == "world":
 
     rule sample_preferences:
         input:
-            sft=artefact("results/{experiment}/{model}/sft"),
-            data=artefact("results/{experiment}/data"),
+            unpack(artefacts(sft=layout.SFT, data=layout.DATA)),
         output:
-            preferences="results/{experiment}/{model}/preferences.parquet",
-            provenance="results/{experiment}/{model}/preferences.parquet.json",
+            preferences=layout.PREFERENCES,
+            provenance=layout.record(layout.PREFERENCES),
         log:
-            "results/{experiment}/logs/{model}/sample_preferences.log",
+            f"{layout.MODEL_LOGS}/sample_preferences.log",
         conda:
             "../../envs/train.yaml"
         resources:
-            gpu=gpus,
-            mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-            runtime=240,
+            gpu=needs("generate", "gpu"),
+            mem_mb=needs("generate", "mem_mb"),
+            runtime=needs("generate", "runtime"),
         params:
             code=code("sample_preferences.py"),
-            settings=config["data"],
+            settings=CONFIG["data"],
         script:
             "../scripts/sample_preferences.py"
 
@@ -97,12 +102,12 @@ else:
 
     rule copy_preferences:
         input:
-            data=artefact("results/{experiment}/data"),
+            unpack(artefacts(data=layout.DATA)),
         output:
-            preferences="results/{experiment}/{model}/preferences.parquet",
-            provenance="results/{experiment}/{model}/preferences.parquet.json",
+            preferences=layout.PREFERENCES,
+            provenance=layout.record(layout.PREFERENCES),
         log:
-            "results/{experiment}/logs/{model}/copy_preferences.log",
+            f"{layout.MODEL_LOGS}/copy_preferences.log",
         localrule: True
         conda:
             "../../envs/train.yaml"
@@ -114,62 +119,63 @@ else:
 
 rule train_reward:
     input:
-        sft=artefact("results/{experiment}/{model}/sft"),
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
+        unpack(artefacts(sft=layout.SFT, preferences=layout.PREFERENCES)),
     output:
-        model=directory("results/{experiment}/{model}/reward"),
-        provenance="results/{experiment}/{model}/reward.json",
+        model=directory(layout.REWARD),
+        provenance=layout.record(layout.REWARD),
     log:
-        "results/{experiment}/logs/{model}/train_reward.log",
+        f"{layout.MODEL_LOGS}/train_reward.log",
     wildcard_constraints:
         model=names(TRAINED_REWARDS),
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 96000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 1440 if gpus(wildcards) else 30,
+        gpu=needs("reward", "gpu"),
+        mem_mb=needs("reward", "mem_mb"),
+        runtime=needs("reward", "runtime"),
     params:
         code=code("train_reward.py"),
-        settings=lambda wildcards: MODELS[wildcards.model]["reward"],
-        state="results/{experiment}/{model}/state/reward",
+        settings=settings_of("reward"),
+        state=f"{layout.MODEL_STATE}/reward",
     script:
         "../scripts/train_reward.py"
 
 
 rule download_reward:
     output:
-        model=directory("results/{experiment}/{model}/reward"),
-        provenance="results/{experiment}/{model}/reward.json",
+        model=directory(layout.REWARD),
+        provenance=layout.record(layout.REWARD),
     log:
-        "results/{experiment}/logs/{model}/download_reward.log",
+        f"{layout.MODEL_LOGS}/download_reward.log",
     wildcard_constraints:
         model=names(set(MODELS) - set(TRAINED_REWARDS)),
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        mem_mb=needs("download", "mem_mb"),
+        runtime=needs("download", "runtime"),
     params:
         code=code("download_reward.py"),
-        settings=lambda wildcards: MODELS[wildcards.model]["reward"],
+        settings=settings_of("reward"),
     script:
         "../scripts/download_reward.py"
 
 
 rule compute_reference:
     input:
-        model=artefact("results/{experiment}/{model}/{init}"),
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
+        unpack(artefacts(model=f"{layout.MODEL}/{{init}}", preferences=layout.PREFERENCES)),
     output:
-        reference="results/{experiment}/{model}/reference/{init}.parquet",
-        provenance="results/{experiment}/{model}/reference/{init}.parquet.json",
+        reference=layout.REFERENCE,
+        provenance=layout.record(layout.REFERENCE),
     log:
-        "results/{experiment}/logs/{model}/compute_reference_{init}.log",
+        f"{layout.MODEL_LOGS}/compute_reference_{{init}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-        runtime=240,
+        gpu=needs("reference", "gpu"),
+        mem_mb=needs("reference", "mem_mb"),
+        runtime=needs("reference", "runtime"),
     params:
         code=code("compute_reference.py"),
         settings=lambda wildcards: {

@@ -7,67 +7,69 @@ OUTPUTS: .../final_responses/{final_set}.parquet and .../probe/{final_set}/step-
 
 rule generate_final_responses:
     input:
-        checkpoints=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        data=artefact("results/{experiment}/data"),
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
+        unpack(artefacts(checkpoints=layout.CHECKPOINTS, data=layout.DATA, preferences=layout.PREFERENCES)),
     output:
-        responses="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet.json",
+        responses=layout.FINAL_RESPONSES,
+        provenance=layout.record(layout.FINAL_RESPONSES),
     log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/final_responses_{final_set}.log",
+        f"{layout.RUN_LOGS}/final_responses_{{final_set}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 64000 if gpus(wildcards) else 3000,
-        runtime=240,
+        gpu=needs("generate", "gpu"),
+        mem_mb=needs("generate", "mem_mb"),
+        runtime=needs("generate", "runtime"),
     params:
         code=code("generate_final_responses.py"),
         step=lambda wildcards: run_of(wildcards).steps[-1],
-        samples=config["probe"]["samples"],
-        seed=config["probe"]["seed"],
-        max_new_tokens=config["evaluation"]["max_new_tokens"],
+        samples=CONFIG["probe"]["samples"],
+        seed=CONFIG["probe"]["seed"],
+        max_new_tokens=CONFIG["evaluation"]["max_new_tokens"],
     script:
         "../scripts/generate_final_responses.py"
 
 
 rule probe_checkpoints:
     input:
-        checkpoints=artefact("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        reference=initial,
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
-        final_responses=artefact("results/{experiment}/{model}/{run}/seed{seed}/final_responses/{final_set}.parquet"),
-        reward=reward_of_rollouts,
+        unpack(
+            artefacts(
+                checkpoints=layout.CHECKPOINTS,
+                reference=initial,
+                preferences=layout.PREFERENCES,
+                final_responses=layout.FINAL_RESPONSES,
+                reward=reward_of_rollouts,
+            )
+        ),
     output:
-        tables=temp(directory("results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}")),
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/probe_chunks/{final_set}/{chunk}.json",
+        tables=temp(directory(layout.PROBE_CHUNK)),
+        provenance=layout.record(layout.PROBE_CHUNK),
     log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/probe_{final_set}_{chunk}.log",
+        f"{layout.RUN_LOGS}/probe_{{final_set}}_{{chunk}}.log",
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 128000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 720 if gpus(wildcards) else 30,
+        gpu=needs("probe", "gpu"),
+        mem_mb=needs("probe", "mem_mb"),
+        runtime=needs("probe", "runtime"),
     params:
         code=code("probe_checkpoints.py"),
         objective_code=objective_code,
         steps=steps_of_chunk,
         training=training,
-        probe=config["probe"],
-        state="results/{experiment}/{model}/{run}/seed{seed}/state/probe_{final_set}_{chunk}",
+        probe=CONFIG["probe"],
+        state=f"{layout.STATE}/probe_{{final_set}}_{{chunk}}",
     script:
         "../scripts/probe_checkpoints.py"
 
 
 rule collect_probe:
     input:
-        tables=probe_chunks,
+        unpack(artefacts(tables=probe_chunks)),
     output:
-        tables=directory("results/{experiment}/{model}/{run}/seed{seed}/probe/{final_set}"),
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/probe/{final_set}.json",
+        tables=directory(layout.PROBE),
+        provenance=layout.record(layout.PROBE),
     log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/collect_probe_{final_set}.log",
+        f"{layout.RUN_LOGS}/collect_probe_{{final_set}}.log",
     localrule: True
     conda:
         "../../envs/plot.yaml"

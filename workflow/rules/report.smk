@@ -1,36 +1,86 @@
 """Tables, figures and the report: everything that is computed from stored tables, on a CPU.
 
 REQUIRED INPUTS: probe tables, annotations and responses of every run.
-OUTPUTS: results/{experiment}/tables/, results/{experiment}/figures/ and results/{experiment}/report.html.
+OUTPUTS: tables/, figures/, config.yaml (the configuration with every default) and report.html.
 """
 
-# What a table or figure must know of the runs, by name.
-DESCRIBED = {
-    name: {"objective": run.objective.name, "family": run.family, "parameters": run.objective.parameters}
-    for (_, name), run in RUNS.items()
+DYNAMICS = f"{layout.TABLES}/dynamics.parquet"
+WIN_RATES = f"{layout.TABLES}/win_rates.csv"
+# The experiment's tables that are asked for by name.
+TABLES = [
+    of_experiment(f"{layout.TABLES}/{table}")
+    for table in ("dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv")
+]
+
+
+def described(run):
+    """What a table or figure must know of a run."""
+    about = objective(run)
+    return {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
+
+
+# Functions that draw; the inputs of a rule are named as the arguments of its function.
+DRAW = {
+    "dynamics": "po_dynamics.figures.alignment:draw_alignment",
+    "advantages": "po_dynamics.figures.alignment:draw_advantages",
+    "prediction": "po_dynamics.figures.alignment:draw_prediction",
+    "win_rates": "po_dynamics.figures.win_rates:draw_win_rates",
+    "training": "po_dynamics.figures.training:draw_training",
 }
 
+DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
 
-TABLES = expand(
-    f"results/{config['experiment']}/tables/{{table}}",
-    table=["dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv"],
-)
+
+def of_this_run(wildcards):
+    """What the figure of one run is told."""
+    return {"run": wildcards.run, "runs": {wildcards.run: DESCRIBED[wildcards.run]}}
+
+
+def curves(wildcards):
+    """Training curves of a run, one file per seed."""
+    return [layout.CURVES.replace("{seed}", str(seed)) for seed in run_of(wildcards).seeds]
+
+
+def tabulated(**tables):
+    """Tables that `tabulate_dynamics` wrote as named inputs, with their one record."""
+    paths = {name: ancient(f"{layout.TABLES}/{table}.parquet") for name, table in tables.items()}
+    return lambda wildcards: paths | {"tables_record": layout.record(DYNAMICS)}
+
+
+def figure(name):
+    """The files of a figure, as named outputs."""
+    return multiext(f"{layout.FIGURES}/{name}", figure=".png", vector=".pdf", provenance=".png.json")
+
+
+rule write_config:
+    output:
+        config=layout.CONFIGURATION,
+    log:
+        f"{layout.LOGS}/write_config.log",
+    localrule: True
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("write_config.py"),
+        config={key: value for key, value in CONFIG.items() if not key.startswith("x-")},
+    script:
+        "../scripts/write_config.py"
 
 
 rule tabulate_dynamics:
     input:
-        probes=probed(),
+        unpack(artefacts(probes=probed)),
     output:
-        dynamics="results/{experiment}/tables/dynamics.parquet",
-        advantages="results/{experiment}/tables/advantages.parquet",
-        weights="results/{experiment}/tables/weights.parquet",
-        logps="results/{experiment}/tables/logps.parquet",
-        entanglement="results/{experiment}/tables/entanglement.parquet",
-        prediction="results/{experiment}/tables/prediction.parquet",
-        rank_correlation="results/{experiment}/tables/rank_correlation.parquet",
-        provenance="results/{experiment}/tables/dynamics.parquet.json",
+        dynamics=DYNAMICS,
+        advantages=f"{layout.TABLES}/advantages.parquet",
+        weights=f"{layout.TABLES}/weights.parquet",
+        logps=f"{layout.TABLES}/logps.parquet",
+        entanglement=f"{layout.TABLES}/entanglement.parquet",
+        prediction=f"{layout.TABLES}/prediction.parquet",
+        rank_correlation=f"{layout.TABLES}/rank_correlation.parquet",
+        provenance=layout.record(DYNAMICS),
     log:
-        "results/{experiment}/logs/tabulate_dynamics.log",
+        f"{layout.LOGS}/tabulate_dynamics.log",
     conda:
         "../../envs/plot.yaml"
     params:
@@ -41,19 +91,18 @@ rule tabulate_dynamics:
 
 rule tabulate_win_rates:
     input:
-        annotations=evaluated("annotations"),
-        responses=evaluated("responses"),
+        unpack(artefacts(annotations=evaluated(layout.ANNOTATIONS), responses=evaluated(layout.RESPONSES))),
     output:
-        win_rates="results/{experiment}/tables/win_rates.csv",
-        results="results/{experiment}/tables/results.csv",
-        provenance="results/{experiment}/tables/win_rates.csv.json",
+        win_rates=WIN_RATES,
+        results=f"{layout.TABLES}/results.csv",
+        provenance=layout.record(WIN_RATES),
     log:
-        "results/{experiment}/logs/tabulate_win_rates.log",
+        f"{layout.LOGS}/tabulate_win_rates.log",
     conda:
         "../../envs/plot.yaml"
     params:
         code=code("tabulate_win_rates.py"),
-        judge=config["evaluation"]["judge"],
+        judge=CONFIG["evaluation"]["judge"],
         runs=DESCRIBED,
     script:
         "../scripts/tabulate_win_rates.py"
@@ -61,122 +110,96 @@ rule tabulate_win_rates:
 
 rule draw_dynamics:
     input:
-        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+        unpack(tabulated(dynamics="dynamics")),
     output:
-        figure="results/{experiment}/figures/{model}/figure_{number}_{run}.png",
-        vector="results/{experiment}/figures/{model}/figure_{number}_{run}.pdf",
-        provenance="results/{experiment}/figures/{model}/figure_{number}_{run}.png.json",
+        figure("figure_{number}_{run}"),
     log:
-        "results/{experiment}/logs/{model}/draw_figure_{number}_{run}.log",
+        f"{layout.MODEL_LOGS}/draw_figure_{{number}}_{{run}}.log",
     wildcard_constraints:
         number="1|2|7",
     conda:
         "../../envs/plot.yaml"
     params:
-        code=code("draw_dynamics.py"),
-        final_set=lambda wildcards: "train" if wildcards.number == "7" else "heldout",
-        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
+        code=code("draw.py", DRAW["dynamics"]),
+        function=DRAW["dynamics"],
+        arguments=lambda wildcards: (
+            of_this_run(wildcards) | {"final_set": "train" if wildcards.number == "7" else "heldout"}
+        ),
     script:
-        "../scripts/draw_dynamics.py"
+        "../scripts/draw.py"
 
 
-rule draw_advantages:
+use rule draw_dynamics as draw_advantages with:
     input:
-        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
-        advantages="results/{experiment}/tables/advantages.parquet",
+        unpack(tabulated(advantages="advantages")),
     output:
-        figure="results/{experiment}/figures/{model}/figure_3_{run}.png",
-        vector="results/{experiment}/figures/{model}/figure_3_{run}.pdf",
-        provenance="results/{experiment}/figures/{model}/figure_3_{run}.png.json",
+        figure("figure_3_{run}"),
     log:
-        "results/{experiment}/logs/{model}/draw_figure_3_{run}.log",
-    conda:
-        "../../envs/plot.yaml"
+        f"{layout.MODEL_LOGS}/draw_figure_3_{{run}}.log",
     params:
-        code=code("draw_advantages.py"),
-        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
-    script:
-        "../scripts/draw_advantages.py"
+        code=code("draw.py", DRAW["advantages"]),
+        function=DRAW["advantages"],
+        arguments=of_this_run,
 
 
-rule draw_prediction:
+use rule draw_dynamics as draw_prediction with:
     input:
-        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
-        prediction="results/{experiment}/tables/prediction.parquet",
-        rank_correlation="results/{experiment}/tables/rank_correlation.parquet",
+        unpack(tabulated(prediction="prediction", correlations="rank_correlation")),
     output:
-        figure="results/{experiment}/figures/{model}/prediction_{run}.png",
-        vector="results/{experiment}/figures/{model}/prediction_{run}.pdf",
-        provenance="results/{experiment}/figures/{model}/prediction_{run}.png.json",
+        figure("prediction_{run}"),
     log:
-        "results/{experiment}/logs/{model}/draw_prediction_{run}.log",
-    conda:
-        "../../envs/plot.yaml"
+        f"{layout.MODEL_LOGS}/draw_prediction_{{run}}.log",
     params:
-        code=code("draw_prediction.py"),
-        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
-    script:
-        "../scripts/draw_prediction.py"
+        code=code("draw.py", DRAW["prediction"]),
+        function=DRAW["prediction"],
+        arguments=of_this_run,
 
 
-rule draw_win_rates:
+use rule draw_dynamics as draw_win_rates with:
     input:
-        win_rates=artefact("results/{experiment}/tables/win_rates.csv"),
+        unpack(artefacts(win_rates=WIN_RATES)),
     output:
-        figure="results/{experiment}/figures/{model}/figure_4.png",
-        vector="results/{experiment}/figures/{model}/figure_4.pdf",
-        provenance="results/{experiment}/figures/{model}/figure_4.png.json",
+        figure("figure_4"),
     log:
-        "results/{experiment}/logs/{model}/draw_figure_4.log",
-    conda:
-        "../../envs/plot.yaml"
+        f"{layout.MODEL_LOGS}/draw_figure_4.log",
     params:
-        code=code("draw_win_rates.py"),
-        runs=DESCRIBED,
-    script:
-        "../scripts/draw_win_rates.py"
+        code=code("draw.py", DRAW["win_rates"]),
+        function=DRAW["win_rates"],
+        arguments={"runs": DESCRIBED},
 
 
-rule draw_training:
+use rule draw_dynamics as draw_training with:
     input:
-        curves=lambda wildcards: [
-            f"results/{wildcards.experiment}/{wildcards.model}/{wildcards.run}/seed{seed}/training.csv"
-            for seed in run_of(wildcards).seeds
-        ],
+        curves=curves,
     output:
-        figure="results/{experiment}/figures/{model}/training_{run}.png",
-        vector="results/{experiment}/figures/{model}/training_{run}.pdf",
-        provenance="results/{experiment}/figures/{model}/training_{run}.png.json",
+        figure("training_{run}"),
     log:
-        "results/{experiment}/logs/{model}/draw_training_{run}.log",
-    conda:
-        "../../envs/plot.yaml"
+        f"{layout.MODEL_LOGS}/draw_training_{{run}}.log",
     params:
-        code=code("draw_training.py"),
-        runs=lambda wildcards: {wildcards.run: DESCRIBED[wildcards.run]},
-        seeds=lambda wildcards: run_of(wildcards).seeds,
-    script:
-        "../scripts/draw_training.py"
+        code=code("draw.py", DRAW["training"]),
+        function=DRAW["training"],
+        arguments=of_this_run,
 
 
 rule write_report:
     input:
+        unpack(artefacts(figures=figure_files)),
         template="workflow/report/report.html.j2",
-        figures=figure_files,
-        records=lambda wildcards: [f"{path}.json" for path in figure_files(wildcards)],
-        win_rates="results/{experiment}/tables/win_rates.csv",
-        results="results/{experiment}/tables/results.csv",
-        dynamics=artefact("results/{experiment}/tables/dynamics.parquet"),
+        win_rates=WIN_RATES,
+        results=f"{layout.TABLES}/results.csv",
+        win_rates_record=layout.record(WIN_RATES),
+        dynamics=ancient(DYNAMICS),
+        dynamics_record=layout.record(DYNAMICS),
+        config=layout.CONFIGURATION,
     output:
-        report="results/{experiment}/report.html",
-        provenance="results/{experiment}/report.html.json",
+        report=layout.REPORT,
+        provenance=layout.record(layout.REPORT),
     log:
-        "results/{experiment}/logs/write_report.log",
+        f"{layout.LOGS}/write_report.log",
     conda:
         "../../envs/plot.yaml"
     params:
         code=code("write_report.py"),
         runs=DESCRIBED,
-        config=config,
     script:
         "../scripts/write_report.py"

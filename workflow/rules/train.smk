@@ -1,64 +1,52 @@
 """Preference optimisation: one rule per family of objectives, one job per run and seed.
 
 REQUIRED INPUTS: the model's sft/ (or base/), preferences.parquet, and reference/ (offline) or reward/ (online).
-OUTPUTS: results/{experiment}/{model}/{run}/seed{seed}/checkpoints/step-<t>/ and training.csv.
+OUTPUTS: <run>/seed<n>/checkpoints/step-<t>/ and training.csv.
 Training state for an exact resume is kept in .../state/, which is no output: Snakemake deletes the outputs of a failed
 job, and a restarted job goes on from its state.
 """
 
+TRAIN_OFFLINE = "po_dynamics.training.offline:train_offline"
+TRAIN_ONLINE = "po_dynamics.ppo.train:train_online"
 
+
+# The inputs are named as the arguments of `function`; the first one is the model that training starts from.
 rule train_offline:
     input:
-        init=initial_model,
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
-        reference=reference_logps,
+        unpack(artefacts(init=initial_model, preferences=layout.PREFERENCES, reference=reference_logps)),
     output:
-        checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        log="results/{experiment}/{model}/{run}/seed{seed}/training.csv",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/checkpoints.json",
+        checkpoints=checkpoints(layout.CHECKPOINTS),
+        log=layout.CURVES,
+        provenance=layout.record(layout.CHECKPOINTS),
     log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/train.log",
+        f"{layout.RUN_LOGS}/train.log",
     wildcard_constraints:
-        run=names(sorted({run.name for run in RUNS.values() if run.family == "offline"})),
+        run=runs_of("offline"),
     conda:
         "../../envs/train.yaml"
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 128000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
+        gpu=needs("offline", "gpu"),
+        mem_mb=needs("offline", "mem_mb"),
+        runtime=needs("offline", "runtime"),
     params:
-        code=code("train_offline.py"),
+        function=TRAIN_OFFLINE,
+        code=code("train.py", TRAIN_OFFLINE),
         objective_code=objective_code,
         training=training,
-        state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
+        state=f"{layout.STATE}/train",
     script:
-        "../scripts/train_offline.py"
+        "../scripts/train.py"
 
 
-rule train_online:
+use rule train_offline as train_online with:
     input:
-        init=initial_model,
-        reference=initial,
-        reward=artefact("results/{experiment}/{model}/reward"),
-        preferences=artefact("results/{experiment}/{model}/preferences.parquet"),
-    output:
-        checkpoints=checkpoints("results/{experiment}/{model}/{run}/seed{seed}/checkpoints"),
-        log="results/{experiment}/{model}/{run}/seed{seed}/training.csv",
-        provenance="results/{experiment}/{model}/{run}/seed{seed}/checkpoints.json",
-    log:
-        "results/{experiment}/logs/{model}/{run}/seed{seed}/train.log",
+        unpack(artefacts(policy=initial_model, reference=initial, reward=layout.REWARD, prompts=layout.PREFERENCES)),
     wildcard_constraints:
-        run=names(sorted({run.name for run in RUNS.values() if run.family == "online"})),
-    conda:
-        "../../envs/train.yaml"
+        run=runs_of("online"),
     resources:
-        gpu=gpus,
-        mem_mb=lambda wildcards: 128000 if gpus(wildcards) else 3000,
-        runtime=lambda wildcards: 2880 if gpus(wildcards) else 30,
+        gpu=needs("online", "gpu"),
+        mem_mb=needs("online", "mem_mb"),
+        runtime=needs("online", "runtime"),
     params:
-        code=code("train_online.py"),
-        objective_code=objective_code,
-        training=training,
-        state="results/{experiment}/{model}/{run}/seed{seed}/state/train",
-    script:
-        "../scripts/train_online.py"
+        function=TRAIN_ONLINE,
+        code=code("train.py", TRAIN_ONLINE),

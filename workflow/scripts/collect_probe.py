@@ -8,6 +8,6 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     output = Path(snakemake.output.tables)
-    for chunk in snakemake.input.tables[::2]:  # the others are the records beside the folders
+    for chunk in snakemake.input.tables:
         for step in sorted(Path(chunk).glob("step-*")):
             shutil.copytree(step, output / step.name, copy_function=os.link)

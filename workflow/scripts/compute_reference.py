@@ -8,8 +8,8 @@ with stage(snakemake):
     from po_dynamics.training.reference import compute_reference
 
     compute_reference(
-        model=Path(snakemake.input.model[0]),
-        data=Path(snakemake.input.preferences[0]),
+        model=Path(snakemake.input.model),
+        data=Path(snakemake.input.preferences),
         output=Path(snakemake.output.reference),
         settings=snakemake.params.settings,
     )

@@ -7,4 +7,4 @@ from po_dynamics.harness.job import stage
 with stage(snakemake):
     from po_dynamics.data.selection import copy_preferences
 
-    copy_preferences(data=Path(snakemake.input.data[0]), output=Path(snakemake.output.preferences))
+    copy_preferences(data=Path(snakemake.input.data), output=Path(snakemake.output.preferences))

@@ -8,9 +8,9 @@ with stage(snakemake):
     from po_dynamics.evaluation.responses import final_responses
 
     heldout = snakemake.wildcards.final_set == "heldout"
-    prompts = Path(snakemake.input.data[0]) / "final_prompts.parquet" if heldout else snakemake.input.preferences[0]
+    prompts = Path(snakemake.input.data) / "final_prompts.parquet" if heldout else snakemake.input.preferences
     final_responses(
-        checkpoint=Path(snakemake.input.checkpoints[0]) / f"step-{snakemake.params.step}",
+        checkpoint=Path(snakemake.input.checkpoints) / f"step-{snakemake.params.step}",
         prompts=Path(prompts),
         output=Path(snakemake.output.responses),
         settings={"max_new_tokens": snakemake.params.max_new_tokens},

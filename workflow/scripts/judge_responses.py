@@ -8,8 +8,8 @@ with stage(snakemake):
     from po_dynamics.evaluation.judge import judge_responses
 
     judge_responses(
-        responses=Path(snakemake.input.responses[0]),
-        baseline=Path(snakemake.input.baseline[0]),
+        responses=Path(snakemake.input.responses),
+        baseline=Path(snakemake.input.baseline),
         output=Path(snakemake.output.annotations),
         judge=snakemake.params.judge,
     )

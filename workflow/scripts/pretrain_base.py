@@ -7,7 +7,7 @@ from po_dynamics.harness.job import stage
 with stage(snakemake):
     from po_dynamics.world.base_model import pretrain_base
 
-    data = Path(snakemake.input.data[0])
+    data = Path(snakemake.input.data)
     pretrain_base(
         data=data / "pretraining.parquet",
         tokenizer=data / "tokenizer",

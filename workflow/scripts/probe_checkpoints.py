@@ -11,11 +11,11 @@ with stage(snakemake):
 
     training = snakemake.params.training
     run = stages.ProbedRun(
-        checkpoints=Path(snakemake.input.checkpoints[0]),
+        checkpoints=Path(snakemake.input.checkpoints),
         steps=snakemake.params.steps,
-        reference=Path(snakemake.input.reference[0]),
-        preferences=Path(snakemake.input.preferences[0]),
-        final_responses=Path(snakemake.input.final_responses[0]),
+        reference=Path(snakemake.input.reference),
+        preferences=Path(snakemake.input.preferences),
+        final_responses=Path(snakemake.input.final_responses),
         output=Path(snakemake.output.tables),
         state=Path(snakemake.params.state),
         objective=bind(**training["objective"]),
@@ -23,7 +23,7 @@ with stage(snakemake):
         training=training["settings"],
         final_set=snakemake.wildcards.final_set,
     )
-    if snakemake.input.reward:
-        stages.probe_online(run, Path(snakemake.input.reward[0]))
+    if "reward" in snakemake.input.keys():  # noqa: SIM118 (Snakemake's container is a list)
+        stages.probe_online(run, Path(snakemake.input.reward))
     else:
         stages.probe_offline(run)

@@ -8,8 +8,8 @@ with stage(snakemake):
     from po_dynamics.world.on_policy import sample_preferences
 
     sample_preferences(
-        model=Path(snakemake.input.sft[0]),
-        data=Path(snakemake.input.data[0]),
+        model=Path(snakemake.input.sft),
+        data=Path(snakemake.input.data),
         output=Path(snakemake.output.preferences),
         settings=snakemake.params.settings,
     )

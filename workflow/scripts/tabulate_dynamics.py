@@ -1,18 +1,13 @@
 """Rule tabulate_dynamics: gradient alignment, and what else follows from the probe tables, of every probed run."""
 
-from pathlib import Path
-
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.dynamics import alignment, observables
+    from po_dynamics.dynamics import alignment, observables, stored
 
-    probed = set(map(Path, snakemake.input.probes[::2]))
-    root = Path("results") / snakemake.wildcards.experiment
-    found = [(keys, folder) for keys, folder in alignment.find(root) if folder.parent in probed]
-    table = alignment.tabulate(root)
-    probes = [alignment.load(keys, folder) for keys, folder in found]
+    probes = [stored.load(keys, folder) for keys, folder in stored.steps_of(snakemake.input.probes)]
+    table = alignment.tabulate(probes)
     losses = pd.concat(map(observables.final_losses, probes), ignore_index=True)
     prediction = observables.prediction(table, losses)
     results = {

@@ -5,12 +5,16 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.training.reward import train_reward
+    from po_dynamics.harness.launch import launch
 
-    train_reward(
-        sft=Path(snakemake.input.sft[0]),
-        preferences=Path(snakemake.input.preferences[0]),
-        output=Path(snakemake.output.model),
-        state=Path(snakemake.params.state),
-        settings=snakemake.params.settings,
+    launch(
+        "po_dynamics.training.reward:train_reward",
+        {
+            "sft": Path(snakemake.input.sft),
+            "preferences": Path(snakemake.input.preferences),
+            "output": Path(snakemake.output.model),
+            "state": Path(snakemake.params.state),
+            "settings": snakemake.params.settings,
+        },
+        devices=snakemake.resources.get("gpu", 0),
     )

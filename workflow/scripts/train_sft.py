@@ -5,12 +5,16 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.training.sft import train_sft
+    from po_dynamics.harness.launch import launch
 
-    train_sft(
-        base=Path(snakemake.input.base[0]),
-        data=Path(snakemake.input.data[0]) / "sft.parquet",
-        output=Path(snakemake.output.model),
-        state=Path(snakemake.params.state),
-        settings=snakemake.params.settings,
+    launch(
+        "po_dynamics.training.sft:train_sft",
+        {
+            "base": Path(snakemake.input.base),
+            "data": Path(snakemake.input.data) / "sft.parquet",
+            "output": Path(snakemake.output.model),
+            "state": Path(snakemake.params.state),
+            "settings": snakemake.params.settings,
+        },
+        devices=snakemake.resources.get("gpu", 0),
     )

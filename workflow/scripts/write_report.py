@@ -5,15 +5,16 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
+    import yaml
     from po_dynamics.figures.report import Contents, write_report
 
     contents = Contents(
         experiment=snakemake.wildcards.experiment,
-        config=snakemake.params.config,
+        config=yaml.safe_load(Path(snakemake.input.config).read_text()),
         runs=snakemake.params.runs,
         results=Path(snakemake.input.results),
         win_rates=Path(snakemake.input.win_rates),
         figures=[Path(path) for path in snakemake.input.figures],
-        tables=[Path(snakemake.input.dynamics[0])],
+        tables=[Path(snakemake.input.dynamics)],
     )
     write_report(Path(snakemake.output.report), contents)

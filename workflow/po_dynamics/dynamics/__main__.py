@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from po_dynamics.dynamics import segments
-from po_dynamics.dynamics.alignment import Options, dynamics, find, load
+from po_dynamics.dynamics.alignment import Options, dynamics
+from po_dynamics.dynamics.stored import find, load
 from po_dynamics.dynamics.tables import read_metadata
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import OBJECTIVES

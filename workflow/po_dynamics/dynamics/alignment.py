@@ -11,18 +11,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from po_dynamics.dynamics import tables
 from po_dynamics.dynamics.coefficients import Terms, batch_sizes, component_masks, reweight
 from po_dynamics.dynamics.segments import ALL, check, thirds
 from po_dynamics.dynamics.tables import Tables
-from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import OBJECTIVES, bind
 
 KEYS = ["model", "run", "seed", "step", "final_set"]
@@ -61,21 +58,6 @@ class Probe(NamedTuple):
 
     keys: dict[str, Any]  # model, run, seed, step, final_set
     tables: Tables
-
-
-def find(results: Path) -> list[tuple[dict[str, Any], Path]]:
-    """Probed checkpoints below results/<experiment>: keys from the path, and the folder."""
-    found = []
-    for scores in sorted(results.glob("*/*/seed*/probe/*/step-*/scores.parquet")):
-        step, final_set, _, seed, run, model = (part.name for part in list(scores.parents)[:6])
-        keys = {"model": model, "run": run, "seed": int(seed[4:]), "step": int(step[5:]), "final_set": final_set}
-        found.append((keys, scores.parent))
-    return sorted(found, key=lambda item: tuple(item[0].values()))
-
-
-def load(keys: Mapping[str, Any], folder: Path) -> Probe:
-    """Tables of one probed checkpoint, without its samples; InputError where they do not belong together."""
-    return Probe(dict(keys), tables.read(folder, ("scores", "batches")))
 
 
 # ------------------------------------------------------------------------------------------------- one checkpoint: G
@@ -276,18 +258,9 @@ def _loss(content: Tables) -> float:
     return _mean(rows["loss"].to_numpy(), rows["n"].to_numpy(np.float64))
 
 
-def tabulate(results: Path, options: Options = OPTIONS) -> pd.DataFrame:
-    """`dynamics.parquet` of an experiment; `loss_rose` flags checkpoints where L(D) is above the checkpoint before.
-
-    Raises:
-        InputError: no probe below the folder, or broken tables.
-    """
-    found = find(results)
-    if not found:
-        raise InputError(
-            f"{results} holds no probe (…/<model>/<run>/seed<n>/probe/<final_set>/step-<t>/scores.parquet)"
-        )
-    table = pd.concat([dynamics(load(keys, folder), options) for keys, folder in found], ignore_index=True)
+def tabulate(probes: Sequence[Probe], options: Options = OPTIONS) -> pd.DataFrame:
+    """`dynamics.parquet` of probed checkpoints; `loss_rose` flags those where L(D) is above the checkpoint before."""
+    table = pd.concat([dynamics(probe, options) for probe in probes], ignore_index=True)
     loss = table.drop_duplicates(KEYS).set_index(KEYS)["loss"].sort_index()
     rose = (loss.groupby(level=[key for key in KEYS if key != "step"]).diff() > 0).rename("loss_rose")
     return table.join(rose, on=KEYS)[COLUMNS]

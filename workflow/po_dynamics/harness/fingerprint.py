@@ -17,14 +17,14 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from po_dynamics.errors import InputError
 
 PACKAGE = Path(__file__).parents[1]
 # Modules, or folders of modules, that are never followed: the harness, settings (their values are parameters of the
-# rules), and what only looks objectives up and checks them.
-EXEMPT = ("errors", "harness", "settings", "objectives.declaration", "objectives.registry")
+# rules), what only looks objectives up and checks them, and where files lie (a moved file is missing, so it is made).
+EXEMPT = ("errors", "harness", "settings", "objectives.declaration", "objectives.registry", "storage.layout")
 BY_DEFINITION = "objectives"  # the folder whose modules count definition by definition
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -36,13 +36,16 @@ class Part(NamedTuple):
     definition: str = ""
 
 
-def fingerprint(script: Path | str, package: Path = PACKAGE) -> str:
+def fingerprint(script: Path | str, *functions: str, package: Path = PACKAGE) -> str:
     """Sixteen hexadecimal digits that change when the code that `script` runs changes.
 
+    `functions` are what the script is told to call, each a "module:function" of this package.
+
     Raises:
-        InputError: an import of this package that leads nowhere.
+        InputError: an import of this package, or a function, that leads nowhere.
     """
-    return _digest([Part(Path(script))], package)
+    told = [_target(Path(script), function.partition(":")[0], None, package) for function in functions]
+    return _digest([Part(Path(script)), *filter(None, told)], package)
 
 
 def module_fingerprint(module: str, package: Path = PACKAGE) -> str:
@@ -112,17 +115,28 @@ def _references(file: Path, package: Path, names: set[str] | None = None) -> Ite
 
     With `names`, only imports that bind one of them.
     """
-    by_string = re.compile(rf"{package.name}(\.\w+)+(:\w+)?")
-    for node in _executed(_tree(file)):
+    for node in _mentions(file, package.name):
         pairs: list[tuple[str, str | None]] = []
         if isinstance(node, ast.Import):
             pairs = [(alias.name, None) for alias in node.names if names is None]
         elif isinstance(node, ast.ImportFrom):
             wanted = [alias for alias in node.names if names is None or (alias.asname or alias.name) in names]
             pairs = [(_absolute(node, file, package), alias.name) for alias in wanted]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and names is None:
-            pairs = [(node.value.partition(":")[0], None)] if by_string.fullmatch(node.value) else []
+        elif names is None:
+            pairs = [(node.value.partition(":")[0], None)]
         yield from (pair for pair in pairs if f"{pair[0]}.".startswith(f"{package.name}."))
+
+
+@functools.cache
+def _mentions(file: Path, package: str) -> list[Any]:
+    """Imports, and strings that name a module or function of the package."""
+    by_string = re.compile(rf"{package}(\.\w+)+(:\w+)?")
+    return [
+        node
+        for node in _executed(_tree(file))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        or (isinstance(node, ast.Constant) and isinstance(node.value, str) and by_string.fullmatch(node.value))
+    ]
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -165,7 +179,7 @@ def _tree(file: Path) -> ast.Module:
     """The syntax tree without docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 

@@ -75,6 +75,12 @@ def stage(snakemake: Any) -> Iterator[None]:
         Path(snakemake.output.provenance).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
+def inputs_of(snakemake: Any) -> dict[str, Any]:
+    """The named inputs of a job as paths (lists of paths), without the records beside them."""
+    named = {name: value for name, value in snakemake.input.items() if not name.endswith("_record")}
+    return {name: Path(v) if isinstance(v, str) else list(map(Path, v)) for name, v in named.items()}
+
+
 def _set_environment(threads: int) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.registry import bind
 
+SHARDED = ("--config_file", "slurm/fsdp.yaml")  # every process holds a part of the weights
 
-def launch(function: str, arguments: Mapping[str, Any], devices: int = 1, options: tuple[str, ...] = ()) -> None:
+
+def launch(function: str, arguments: Mapping[str, Any], devices: int = 1, options: Sequence[str] = SHARDED) -> None:
     """Calls "module:function" with keyword arguments (paths and bound objectives survive), on `devices` processes.
 
-    `options` go to `accelerate launch`, such as `--config_file slurm/fsdp.yaml`. Raises InputError when the launched
-    processes fail; their own messages are in the log.
+    `options` go to `accelerate launch`. Raises InputError when the launched processes fail; their own messages are in
+    the log.
     """
     if devices <= 1:
         _call(function, arguments)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
 from po_dynamics.settings.training import Stage, Supervised
+from po_dynamics.storage.state import TrainingLog
 
 
 def total_steps(settings: Supervised, rows: int) -> int:
@@ -59,3 +61,18 @@ def arguments(settings: Supervised, state: Path, steps: int) -> dict[str, Any]:
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
     }
+
+
+def train(trainer: Any, tokenizer: PreTrainedTokenizerBase, state: Path, save_every: int, description: str) -> Path:
+    """Trains resumably and returns the folder of the trained model, whole however many processes share its weights.
+
+    It is written after the last step and before the state of that step is complete, so it is there whenever that is.
+    """
+    from po_dynamics.training.resume import Snapshots, train_resumably
+
+    steps = trainer.args.max_steps
+    last = Snapshots(state / "trained", [steps], tokenizer)
+    log = TrainingLog(state / "training.csv")
+    train_resumably(trainer, state, save_every=save_every, log=log, callbacks=[last], description=description)
+    trainer.accelerator.wait_for_everyone()  # the first process writes
+    return state / "trained" / f"step-{steps}"

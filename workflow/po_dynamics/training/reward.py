@@ -13,13 +13,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first
-from po_dynamics.models.loading import default_device, load_model, turn_off_dropout, usable_length
+from po_dynamics.models.loading import default_device, load_checked, load_model, turn_off_dropout, usable_length
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
 from po_dynamics.settings.training import TrainedReward
 from po_dynamics.storage.checkpoints import publish
 from po_dynamics.storage.distributed import is_first_process
 from po_dynamics.storage.parquet import read_rows
-from po_dynamics.storage.state import TrainingLog, identity, open_state
+from po_dynamics.storage.state import identity, open_state
 from po_dynamics.training import arguments
 
 HELD_OUT = 0.05  # share of the prompts whose pairs only measure accuracy
@@ -42,34 +42,33 @@ def train_reward(
     """
     settings = TrainedReward.of(settings, "reward")
     tokenizer = load_tokenizer(sft)
-    model = new_classifier(sft, settings.seed)
-    max_length = usable_length(model, settings.max_length)
+    untrained = new_classifier(sft, settings.seed)
+    max_length = usable_length(untrained, settings.max_length)
     rows, dropped = encode_rows(preferences, tokenizer, max_length)
     train, held_out = split(rows, settings.seed)
     steps = arguments.total_steps(settings, len(train))
     run = {"settings": settings.resolved(), "sft": identity(sft), "preferences": identity(preferences)}
     if is_first_process():
         open_state(state, run)
-    trainer = _trainer(model, tokenizer, train, settings, state, steps)
+    trainer = _trainer(untrained, tokenizer, train, settings, state, steps)
 
-    from po_dynamics.training.resume import train_resumably
-
-    log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings.save_every, log=log, description="reward model")
+    trained = arguments.train(trainer, tokenizer, state, settings.save_every, "reward model")
+    # Every process measures the same: on several, decoding waits for all of them in every step.
+    model: Any = load_checked(AutoModelForSequenceClassification, trained, torch.float32, labels=1)
+    model.to(default_device())
+    metrics: dict[str, Any] = {
+        "steps": steps,
+        "global_batch": settings.batch_size,
+        "dropped": dropped,
+        "train": len(train),
+    }
+    metrics |= accuracy(model, tokenizer, held_out, settings.micro_batch_size)
+    scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
+    trainer.accelerator.wait_for_everyone()
     if is_first_process():
-        model = trainer.accelerator.unwrap_model(trainer.model).to(default_device()).eval()
-        metrics: dict[str, Any] = {
-            "steps": steps,
-            "global_batch": settings.batch_size,
-            "dropped": dropped,
-            "train": len(train),
-        }
-        metrics |= accuracy(model, tokenizer, held_out, settings.micro_batch_size)
         print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
-        scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
         files = {"metrics.json": metrics, "normalisation.json": scale}
         publish(model.cpu(), tokenizer, output, state, files)
-    trainer.accelerator.wait_for_everyone()
 
 
 def new_classifier(sft: Path, seed: int) -> PreTrainedModel:

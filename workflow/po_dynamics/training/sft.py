@@ -17,7 +17,7 @@ from po_dynamics.settings.training import Sft
 from po_dynamics.storage.checkpoints import publish
 from po_dynamics.storage.distributed import is_first_process
 from po_dynamics.storage.parquet import read_rows
-from po_dynamics.storage.state import TrainingLog, identity, open_state
+from po_dynamics.storage.state import identity, open_state
 from po_dynamics.training import arguments
 
 IGNORED = -100  # label of a token without loss
@@ -48,15 +48,10 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
         open_state(state, run)
     trainer = _trainer(model, tokenizer, rows, settings, state, steps)
 
-    from po_dynamics.training.resume import train_resumably
-
-    log = TrainingLog(state / "training.csv")
-    train_resumably(trainer, state, save_every=settings.save_every, log=log, description="sft")
+    trained = arguments.train(trainer, tokenizer, state, settings.save_every, "sft")
     if is_first_process():
         summary = {"steps": steps, "global_batch": settings.batch_size, "max_length": max_length, **counts}
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        publish(trained, tokenizer, output, state, {"training.json": summary})
-    trainer.accelerator.wait_for_everyone()
+        publish(load_model(trained, device="cpu"), tokenizer, output, state, {"training.json": summary})
 
 
 def encode_rows(

@@ -1,0 +1,31 @@
+"""Supervised fine-tuning and reward training of a tiny model, on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import toy as tiny
+from po_dynamics.training import reward as reward_stage
+from po_dynamics.training import sft as sft_stage
+
+SETTINGS: dict[str, Any] = {
+    "max_steps": 5, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "seed": 0, "save_every": 2,
+}  # fmt: skip
+
+
+def make_world(folder: Path) -> None:
+    tiny.tiny_folder(folder / "base", dropout=0.0)
+    tiny.write_sft(folder / "sft.parquet", 40)
+    tiny.write_preferences(folder / "preferences.parquet", 40)
+
+
+def sft(world: Path, folder: Path, **changes: Any) -> None:
+    sft_stage.train_sft(world / "base", world / "sft.parquet", folder / "output", folder / "state", SETTINGS | changes)
+
+
+def reward(world: Path, folder: Path, **changes: Any) -> None:
+    reward_stage.SAMPLES = 24
+    reward_stage.train_reward(
+        world / "base", world / "preferences.parquet", folder / "output", folder / "state", SETTINGS | changes
+    )

@@ -1,0 +1,69 @@
+"""Where the workflow's files lie: every path of `results/` is stated here once.
+
+A pattern names its wildcards in braces, as Snakemake's do. The rules build paths from it, `parse` reads them back.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from po_dynamics.errors import InputError
+
+EXPERIMENT = "results/{experiment}"
+CONFIGURATION = EXPERIMENT + "/config.yaml"
+REPORT = EXPERIMENT + "/report.html"
+DATA = EXPERIMENT + "/data"
+LOGS = EXPERIMENT + "/logs"
+TABLES = EXPERIMENT + "/tables"
+FIGURES = EXPERIMENT + "/figures/{model}"
+
+MODEL = EXPERIMENT + "/{model}"
+MODEL_LOGS = LOGS + "/{model}"
+STAGE = MODEL + "/{stage}"  # base, sft or reward
+BASE = MODEL + "/base"
+SFT = MODEL + "/sft"
+REWARD = MODEL + "/reward"
+PREFERENCES = MODEL + "/preferences.parquet"
+REFERENCE = MODEL + "/reference/{init}.parquet"
+MODEL_STATE = MODEL + "/state"
+STAGE_EVALUATION = MODEL + "/evaluation/{stage}"
+
+RUN = MODEL + "/{run}/seed{seed}"
+RUN_LOGS = MODEL_LOGS + "/{run}/seed{seed}"
+CHECKPOINTS = RUN + "/checkpoints"
+CURVES = RUN + "/training.csv"
+STATE = RUN + "/state"
+FINAL_RESPONSES = RUN + "/final_responses/{final_set}.parquet"
+PROBE_CHUNK = RUN + "/probe_chunks/{final_set}/{chunk}"
+PROBE = RUN + "/probe/{final_set}"
+PROBED_STEP = PROBE + "/step-{step}"
+EVALUATION = RUN + "/evaluation/{chunk}"
+
+RESPONSES = "/responses.parquet"  # of an evaluation
+ANNOTATIONS = "/annotations.parquet"
+
+
+def record(path: str) -> str:
+    """The provenance record beside an artefact."""
+    return f"{path}.json"
+
+
+def parse(path: Path | str, *patterns: str) -> dict[str, str]:
+    """The wildcards of a path that one of the patterns made.
+
+    Raises:
+        InputError: a path of another form.
+    """
+    for pattern in patterns:
+        match = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(pattern)), str(path))
+        if match is not None:
+            return match.groupdict()
+    raise InputError(f"{path} is not of the form {' or '.join(patterns)}; run the workflow from the repository's root")
+
+
+def find(pattern: str, experiment: Path) -> list[tuple[dict[str, str], Path]]:
+    """What is there of `pattern` below an experiment's folder, wherever that lies: wildcards and path."""
+    below = pattern.removeprefix(f"{EXPERIMENT}/")
+    found = experiment.glob(re.sub(r"\{\w+\}", "*", below))
+    return [(parse(path.relative_to(experiment), below), path) for path in sorted(found)]
