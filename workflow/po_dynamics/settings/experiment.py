@@ -75,6 +75,8 @@ class Configuration(Settings):
     """of the checkpoints of probed runs"""
     evaluation: Evaluation
     """of every checkpoint"""
+    device_memory_gb: Annotated[float, Field(gt=16)] = 80.0
+    """of one device; jobs of published models ask for as many as their parameters need"""
     keep_checkpoints: bool = True
     """false: deleted once probed and evaluated"""
 

@@ -55,16 +55,46 @@ class HubModel(Settings):
     """commit, tag or branch on the hub; null: the newest"""
 
 
+class HubBase(HubModel):
+    """A published base model, or a local folder."""
+
+    parameters: Positive
+    """how many it has; devices, memory and time of its jobs follow from it"""
+
+
+class HubReward(HubModel):
+    """A published reward model, or a local folder."""
+
+    parameters: Positive | None = None
+    """how many it has, for the resources of jobs; null: as many as the base model"""
+
+
+class Resources(Settings):
+    """What jobs of a stage ask for, instead of what follows from the number of parameters."""
+
+    gpu: Count | None = None
+    """devices; null: as follows"""
+    mem_mb: Positive | None = None
+    """of the host, MB; null: as follows"""
+    runtime: Positive | None = None
+    """minutes; null: as follows"""
+
+
+JobStage = Literal["download", "sft", "reward", "reference", "offline", "online", "generate", "probe"]
+
+
 class Model(Settings):
     """A base model and all that is trained from it."""
 
-    base: Annotated[WorldBase | HubModel, Field(discriminator="source")]
+    base: Annotated[WorldBase | HubBase, Field(discriminator="source")]
     """the base model"""
     sft: Sft
     """supervised fine-tuning of the base model"""
-    reward: Annotated[TrainedReward | HubModel, Field(discriminator="source")]
+    reward: Annotated[TrainedReward | HubReward, Field(discriminator="source")]
     """the reward model; a published one's architecture tells how it is read"""
     offline: Offline
     """training of DPO and its family"""
     online: Online
     """training of PPO and its family"""
+    resources: dict[JobStage, Resources] = Field(default_factory=dict)
+    """by stage: download, sft, reward, reference, offline, online, generate or probe"""
