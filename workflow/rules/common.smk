@@ -15,6 +15,7 @@ sys.path.insert(0, str(WORKFLOW))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.getenv("PYTHONPATH")])))
 
 from po_dynamics.errors import InputError
+from po_dynamics.figures.registry import drawings
 from po_dynamics.harness import config as configuration
 from po_dynamics.harness import resources as demand
 from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
@@ -32,6 +33,7 @@ except InputError as error:
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
 RUNS = EXPERIMENT.runs
+DRAWINGS = drawings(RUNS.values(), CONFIG["probe"]["final_sets"])  # by model and file name
 
 fingerprint_once = functools.cache(fingerprint)
 objective_fingerprint_once = functools.cache(objective_fingerprint)
@@ -174,19 +176,8 @@ def evaluated(table):
 
 
 def figure_files(wildcards):
-    """Every figure of the experiment in the order of the report: the paper's, then the training curves."""
-    final_sets = CONFIG["probe"]["final_sets"]
-    offline = sorted({(model, run) for model, run, _ in seeds("offline", probed=True)})
-    online = sorted({(model, run) for model, run, _ in seeds("online", probed=True)})
-    found = (
-        [(model, f"figure_1_{run}") for model, run in offline]
-        + [(model, f"figure_{number}_{run}") for number in (2, 3) for model, run in online]
-        + [(model, "figure_4") for model in MODELS]
-        + [(model, f"figure_7_{run}") for model, run in offline if "train" in final_sets["offline"]]
-        + [(model, f"prediction_{run}") for model, run in offline + online]
-        + [(model, f"training_{run}") for model, run in dict.fromkeys(seed[:2] for seed in seeds())]
-    )
-    return [of_experiment(layout.FIGURES, model=model) + f"/{name}.png" for model, name in found]
+    """Every figure of the experiment."""
+    return [of_experiment(layout.FIGURES, model=model) + f"/{figure}.png" for model, figure in DRAWINGS]
 
 
 wildcard_constraints:

@@ -19,37 +19,29 @@ def described(run):
     return {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
 
 
-# Functions that draw; the inputs of a rule are named as the arguments of its function.
-DRAW = {
-    "dynamics": "po_dynamics.figures.alignment:draw_alignment",
-    "advantages": "po_dynamics.figures.alignment:draw_advantages",
-    "prediction": "po_dynamics.figures.alignment:draw_prediction",
-    "win_rates": "po_dynamics.figures.win_rates:draw_win_rates",
-    "training": "po_dynamics.figures.training:draw_training",
-}
-
 DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
 
 
-def of_this_run(wildcards):
-    """What the figure of one run is told."""
-    return {"run": wildcards.run, "runs": {wildcards.run: DESCRIBED[wildcards.run]}}
+def drawing(wildcards):
+    """What the registry of figures says about a figure."""
+    return DRAWINGS[wildcards.model, wildcards.figure]
 
 
-def curves(wildcards):
-    """Training curves of a run, one file per seed."""
-    return [layout.CURVES.replace("{seed}", str(seed)) for seed in run_of(wildcards).seeds]
+def drawn_from(wildcards):
+    """Tables of a figure, named as the arguments of its function; the records of what wrote them decide."""
+    figure, model, run = drawing(wildcards)
+    found = {Path(name).stem: ancient(f"{layout.TABLES}/{name}") for name in figure.tables}
+    records = {WIN_RATES if name == Path(WIN_RATES).name else DYNAMICS for name in figure.tables}
+    for name in figure.of_seeds:
+        files = f"{layout.RUN}/{name}".replace("{run}", run)
+        found[Path(name).stem] = [files.replace("{seed}", str(seed)) for seed in RUNS[model, run].seeds]
+    return found | {"tables_record": sorted(map(layout.record, records))}
 
 
-def tabulated(**tables):
-    """Tables that `tabulate_dynamics` wrote as named inputs, with their one record."""
-    paths = {name: ancient(f"{layout.TABLES}/{table}.parquet") for name, table in tables.items()}
-    return lambda wildcards: paths | {"tables_record": layout.record(DYNAMICS)}
-
-
-def figure(name):
-    """The files of a figure, as named outputs."""
-    return multiext(f"{layout.FIGURES}/{name}", figure=".png", vector=".pdf", provenance=".png.json")
+def told(wildcards):
+    """The arguments of a figure's function that are no tables; a figure of one run is told of that run only."""
+    run = drawing(wildcards).run
+    return drawing(wildcards).arguments | {"runs": {run: DESCRIBED[run]} if run else DESCRIBED}
 
 
 rule write_config:
@@ -108,77 +100,23 @@ rule tabulate_win_rates:
         "../scripts/tabulate_win_rates.py"
 
 
-rule draw_dynamics:
+rule draw_figure:
     input:
-        unpack(tabulated(dynamics="dynamics")),
+        unpack(drawn_from),
     output:
-        figure("figure_{number}_{run}"),
+        multiext(f"{layout.FIGURES}/{{figure}}", figure=".png", vector=".pdf", provenance=".png.json"),
     log:
-        f"{layout.MODEL_LOGS}/draw_figure_{{number}}_{{run}}.log",
+        f"{layout.MODEL_LOGS}/draw_{{figure}}.log",
     wildcard_constraints:
-        number="1|2|7",
+        figure=names(sorted({figure for _, figure in DRAWINGS})),
     conda:
         "../../envs/plot.yaml"
     params:
-        code=code("draw.py", DRAW["dynamics"]),
-        function=DRAW["dynamics"],
-        arguments=lambda wildcards: (
-            of_this_run(wildcards) | {"final_set": "train" if wildcards.number == "7" else "heldout"}
-        ),
+        code=lambda wildcards: fingerprint_once(WORKFLOW / "scripts" / "draw.py", drawing(wildcards).function),
+        function=lambda wildcards: drawing(wildcards).function,
+        arguments=told,
     script:
         "../scripts/draw.py"
-
-
-use rule draw_dynamics as draw_advantages with:
-    input:
-        unpack(tabulated(advantages="advantages")),
-    output:
-        figure("figure_3_{run}"),
-    log:
-        f"{layout.MODEL_LOGS}/draw_figure_3_{{run}}.log",
-    params:
-        code=code("draw.py", DRAW["advantages"]),
-        function=DRAW["advantages"],
-        arguments=of_this_run,
-
-
-use rule draw_dynamics as draw_prediction with:
-    input:
-        unpack(tabulated(prediction="prediction", correlations="rank_correlation")),
-    output:
-        figure("prediction_{run}"),
-    log:
-        f"{layout.MODEL_LOGS}/draw_prediction_{{run}}.log",
-    params:
-        code=code("draw.py", DRAW["prediction"]),
-        function=DRAW["prediction"],
-        arguments=of_this_run,
-
-
-use rule draw_dynamics as draw_win_rates with:
-    input:
-        unpack(artefacts(win_rates=WIN_RATES)),
-    output:
-        figure("figure_4"),
-    log:
-        f"{layout.MODEL_LOGS}/draw_figure_4.log",
-    params:
-        code=code("draw.py", DRAW["win_rates"]),
-        function=DRAW["win_rates"],
-        arguments={"runs": DESCRIBED},
-
-
-use rule draw_dynamics as draw_training with:
-    input:
-        curves=curves,
-    output:
-        figure("training_{run}"),
-    log:
-        f"{layout.MODEL_LOGS}/draw_training_{{run}}.log",
-    params:
-        code=code("draw.py", DRAW["training"]),
-        function=DRAW["training"],
-        arguments=of_this_run,
 
 
 rule write_report:
