@@ -21,8 +21,8 @@ from po_dynamics.dynamics.alignment import Probe, dynamics
 from po_dynamics.models.loading import load_model
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe.passes import Options, probe, with_reference
+from po_dynamics.probe.run import DTYPES
 from po_dynamics.probe.samples import Sample, from_frame
-from po_dynamics.probe.stages import DTYPES
 from transformers import PreTrainedModel
 
 COMPONENTS = ["TOT", "POS", "NEG", "TOP", "MID", "BOT"]

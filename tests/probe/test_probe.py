@@ -15,9 +15,11 @@ from po_dynamics.dynamics.alignment import Probe, dynamics
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe import gradients as probe_gradients
-from po_dynamics.probe import stages, token_scores
+from po_dynamics.probe import token_scores
 from po_dynamics.probe.numerics import exact_arithmetic
+from po_dynamics.probe.offline import probe_offline
 from po_dynamics.probe.passes import Options, probe, with_reference
+from po_dynamics.probe.run import ProbedRun
 from po_dynamics.probe.samples import Sample, final_samples, from_frame, pair_samples
 from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
@@ -196,7 +198,7 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "settings": SETTINGS,
         "training": {"max_length": 64},
     }
-    stages.probe_offline(stages.ProbedRun(**(arguments | changes)))
+    probe_offline(ProbedRun(**(arguments | changes)))
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):

@@ -147,11 +147,6 @@ def steps_of_chunk(wildcards):
     return EXPERIMENT.chunks(wildcards.model, wildcards.run)[int(wildcards.chunk)]
 
 
-def reward_of_rollouts(wildcards):
-    """Online runs are probed on fresh roll-outs, which the reward model scores; offline runs need none."""
-    return layout.REWARD if run_of(wildcards).family == "online" else None
-
-
 def probe_chunks(wildcards):
     chunks = range(len(EXPERIMENT.chunks(wildcards.model, wildcards.run)))
     return [layout.PROBE_CHUNK.replace("{chunk}", str(chunk)) for chunk in chunks]
@@ -177,7 +172,62 @@ def evaluated(table):
 
 def figure_files(wildcards):
     """Every figure of the experiment."""
-    return [of_experiment(layout.FIGURES, model=model) + f"/{figure}.png" for model, figure in DRAWINGS]
+    folder = {model: of_experiment(layout.FIGURES, model=model) for model in MODELS}
+    return [f"{folder[model]}/{figure}.png" for model, figure in DRAWINGS]
+
+
+def probing(function):
+    """The parameters of a probe whose samples `function` draws."""
+    return {
+        "function": function,
+        "code": code("probe.py", function),
+        "objective_code": objective_code,
+        "steps": steps_of_chunk,
+        "training": training,
+        "probe": CONFIG["probe"],
+        "state": f"{layout.STATE}/probe_{{final_set}}_{{chunk}}",
+    }
+
+
+def settings_of(part):
+    """The settings of one part of the job's model, without its size, which only resources follow from."""
+    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
+
+
+def described(run):
+    """What a table or figure must know of a run."""
+    about = objective(run)
+    return {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
+
+
+def drawing(wildcards):
+    """What the registry of figures says about a figure."""
+    return DRAWINGS[wildcards.model, wildcards.figure]
+
+
+def drawn_from(wildcards):
+    """Tables of a figure, named as the arguments of its function; the records of what wrote them decide."""
+    figure, model, run = drawing(wildcards)
+    found = {Path(name).stem: ancient(f"{layout.TABLES}/{name}") for name in figure.tables}
+    records = {WIN_RATES if name == Path(WIN_RATES).name else DYNAMICS for name in figure.tables}
+    for name in figure.of_seeds:
+        files = f"{layout.RUN}/{name}".replace("{run}", run)
+        found[Path(name).stem] = [files.replace("{seed}", str(seed)) for seed in RUNS[model, run].seeds]
+    return found | {"tables_record": sorted(map(layout.record, records))}
+
+
+def told(wildcards):
+    """The arguments of a figure's function that are no tables; a figure of one run is told of that run only."""
+    run = drawing(wildcards).run
+    return drawing(wildcards).arguments | {"runs": {run: DESCRIBED[run]} if run else DESCRIBED}
+
+
+def judge_code(wildcards):
+    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
+    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
+    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
+    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
+    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
 
 
 wildcard_constraints:

@@ -9,14 +9,6 @@ JUDGE = CONFIG["evaluation"]["judge"]
 JUDGE_FILES = sorted(map(str, Path("workflow/judges", JUDGE).glob("*")))
 
 
-def judge_code(wildcards):
-    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
-    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
-    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
-    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
-    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
-
-
 rule respond_stage:
     input:
         unpack(artefacts(model=layout.STAGE, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),

@@ -8,11 +8,6 @@ WORLD_MODELS = [name for name, model in MODELS.items() if model["base"]["source"
 TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["source"] == "train"]
 
 
-def settings_of(part):
-    """The settings of one part of the job's model, without its size, which only resources follow from."""
-    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
-
-
 rule pretrain_base:
     input:
         unpack(artefacts(data=layout.DATA)),

@@ -29,22 +29,26 @@ rule generate_final_responses:
         "../scripts/generate_final_responses.py"
 
 
-rule probe_checkpoints:
+PROBE_OFFLINE = "po_dynamics.probe.offline:probe_offline"
+PROBE_ONLINE = "po_dynamics.probe.online:probe_online"
+PROBED = {
+    "checkpoints": layout.CHECKPOINTS,
+    "reference": initial,
+    "preferences": layout.PREFERENCES,
+    "final_responses": layout.FINAL_RESPONSES,
+}
+
+
+rule probe_offline:
     input:
-        unpack(
-            artefacts(
-                checkpoints=layout.CHECKPOINTS,
-                reference=initial,
-                preferences=layout.PREFERENCES,
-                final_responses=layout.FINAL_RESPONSES,
-                reward=reward_of_rollouts,
-            )
-        ),
+        unpack(artefacts(**PROBED)),
     output:
         tables=temp(directory(layout.PROBE_CHUNK)),
         provenance=layout.record(layout.PROBE_CHUNK),
     log:
         f"{layout.RUN_LOGS}/probe_{{final_set}}_{{chunk}}.log",
+    wildcard_constraints:
+        run=runs_of("offline"),
     conda:
         "../../envs/train.yaml"
     resources:
@@ -52,14 +56,19 @@ rule probe_checkpoints:
         mem_mb=needs("probe", "mem_mb"),
         runtime=needs("probe", "runtime"),
     params:
-        code=code("probe_checkpoints.py"),
-        objective_code=objective_code,
-        steps=steps_of_chunk,
-        training=training,
-        probe=CONFIG["probe"],
-        state=f"{layout.STATE}/probe_{{final_set}}_{{chunk}}",
+        **probing(PROBE_OFFLINE),
     script:
-        "../scripts/probe_checkpoints.py"
+        "../scripts/probe.py"
+
+
+# Fresh roll-outs are scored by the reward model.
+use rule probe_offline as probe_online with:
+    input:
+        unpack(artefacts(**PROBED, reward=layout.REWARD)),
+    wildcard_constraints:
+        run=runs_of("online"),
+    params:
+        **probing(PROBE_ONLINE),
 
 
 rule collect_probe:

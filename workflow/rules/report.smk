@@ -11,37 +11,7 @@ TABLES = [
     of_experiment(f"{layout.TABLES}/{table}")
     for table in ("dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv")
 ]
-
-
-def described(run):
-    """What a table or figure must know of a run."""
-    about = objective(run)
-    return {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
-
-
 DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
-
-
-def drawing(wildcards):
-    """What the registry of figures says about a figure."""
-    return DRAWINGS[wildcards.model, wildcards.figure]
-
-
-def drawn_from(wildcards):
-    """Tables of a figure, named as the arguments of its function; the records of what wrote them decide."""
-    figure, model, run = drawing(wildcards)
-    found = {Path(name).stem: ancient(f"{layout.TABLES}/{name}") for name in figure.tables}
-    records = {WIN_RATES if name == Path(WIN_RATES).name else DYNAMICS for name in figure.tables}
-    for name in figure.of_seeds:
-        files = f"{layout.RUN}/{name}".replace("{run}", run)
-        found[Path(name).stem] = [files.replace("{seed}", str(seed)) for seed in RUNS[model, run].seeds]
-    return found | {"tables_record": sorted(map(layout.record, records))}
-
-
-def told(wildcards):
-    """The arguments of a figure's function that are no tables; a figure of one run is told of that run only."""
-    run = drawing(wildcards).run
-    return drawing(wildcards).arguments | {"runs": {run: DESCRIBED[run]} if run else DESCRIBED}
 
 
 rule write_config:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import lengths, similar_lengths, token_logps
 from po_dynamics.models.critic import token_values
-from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.objectives.declaration import Objective
+from po_dynamics.objectives.schedules import learning_rate_factor
 from po_dynamics.objectives.tokens import Tokens, TokenTerms
 from po_dynamics.ppo.experience import Experience
 from po_dynamics.settings.online import Online

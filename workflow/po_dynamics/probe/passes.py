@@ -4,7 +4,7 @@
 
 Three passes: v from one backward over D′; s_t of every token of D by forward mode; gradient norms and dot products per
 layer by reverse mode, which also checks the forward mode in every mini-batch. Memory: parameters, v, one gradient and
-the activations of one mini-batch. The stages that probe checkpoints on disk are in `probe.stages`.
+the activations of one mini-batch. The stages that probe checkpoints on disk are in `offline` and `online`.
 """
 
 from __future__ import annotations

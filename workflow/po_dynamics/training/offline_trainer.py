@@ -25,9 +25,9 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from po_dynamics.models.batches import Batch, token_logps
-from po_dynamics.models.schedule import learning_rate_factor
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
+from po_dynamics.objectives.schedules import learning_rate_factor
 from po_dynamics.settings.training import Offline
 from po_dynamics.storage.checkpoints import read_moments
 from po_dynamics.storage.sharding import shard_like

@@ -1,4 +1,4 @@
-"""Stages: probe the checkpoints of a run, offline on its preference pairs or online on fresh roll-outs."""
+"""Probing the checkpoints of a run: what both families share. D comes from `offline` or `online`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import AutoConfig
 
 from po_dynamics.dynamics import tables
 from po_dynamics.errors import InputError
-from po_dynamics.models.loading import check_folder, context_length, load_model, usable_length
+from po_dynamics.models.loading import check_folder, context_length, load_model
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
-from po_dynamics.probe.passes import Options, probe, with_reference
-from po_dynamics.probe.samples import Sample, check_samples, read_final, read_pairs, rollout_samples
+from po_dynamics.probe.passes import Options, probe
+from po_dynamics.probe.samples import Sample, check_samples, read_final
 from po_dynamics.settings.probe import Probe
 from po_dynamics.storage.atomic import atomic_folder, remove
 from po_dynamics.storage.checkpoints import read_optimizer
@@ -62,49 +62,7 @@ class ProbedRun:
         return load_model(folder, attention="eager", dtype=DTYPES[self.settings.precision])
 
 
-def probe_offline(run: ProbedRun) -> None:
-    """Writes the tables of every checkpoint, with D from the preference pairs.
-
-    Raises:
-        InputError: before any long work where a folder, a table or a setting is unusable.
-    """
-    folders, final = _open(run)
-    n, seed, batch_size = run.draws
-    reference = run.load(run.reference)
-    max_length = usable_length(reference, run.training["max_length"])
-    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length)
-    train: list[Sample] = []
-
-    def draw(_: Path) -> list[Sample]:
-        if not train:
-            train.extend(with_reference(pairs, reference))
-        return train
-
-    signature = _signature(run, folders) | {"max_length": max_length}
-    _probe_all(run, folders, final, draw, signature)
-
-
-def probe_online(run: ProbedRun, reward: str | Path) -> None:
-    """As `probe_offline`, with D rolled out at each checkpoint and scored by `reward` and the checkpoint's own critic.
-
-    `reward` is a reward model's folder or "module:function".
-    """
-    from po_dynamics.ppo.experience import Sources
-    from po_dynamics.ppo.probe_rollouts import fresh_rollouts
-
-    folders, final = _open(run)
-    n, seed, batch_size = run.draws
-
-    def draw(folder: Path) -> list[Sample]:
-        sources = Sources(folder, reward, run.reference, run.preferences)
-        return rollout_samples(fresh_rollouts(sources, n, run.training, seed, run.objective), batch_size)
-
-    models = [*folders, *([reward] if isinstance(reward, Path) else [])]
-    signature = _signature(run, models) | {"training": dict(run.training), "reward": str(reward)}
-    _probe_all(run, folders, final, draw, signature, run.training.get("temperature", 1.0))
-
-
-def _open(run: ProbedRun) -> tuple[list[Path], list[Sample]]:
+def open_inputs(run: ProbedRun) -> tuple[list[Path], list[Sample]]:
     """The checkpoints' folders and D′, both checked."""
     folders = [run.checkpoints / f"step-{step}" for step in run.steps]
     if missing := [folder for folder in folders if not folder.is_dir()]:
@@ -148,7 +106,7 @@ def _vocabulary(folder: Path) -> Any:
     return content.get("model", {}).get("vocab"), content.get("added_tokens")
 
 
-def _signature(run: ProbedRun, models: Sequence[Path]) -> dict[str, Any]:
+def signature_of(run: ProbedRun, models: Sequence[Path]) -> dict[str, Any]:
     """What decides the result, to tell whether state on disk is of this very run."""
     inputs = [run.preferences, run.final_responses, run.reference, *models]
     return {
@@ -159,7 +117,7 @@ def _signature(run: ProbedRun, models: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _probe_all(
+def probe_all(
     run: ProbedRun,
     folders: Sequence[Path],
     final: Sequence[Sample],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from po_dynamics.models.schedule import learning_rate_factor
+from po_dynamics.objectives.schedules import learning_rate_factor
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

@@ -1,0 +1,33 @@
+"""The probe of offline runs: D are preference pairs, the same at every checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from po_dynamics.models.loading import usable_length
+from po_dynamics.models.tokenizers import load_tokenizer
+from po_dynamics.probe.passes import with_reference
+from po_dynamics.probe.run import ProbedRun, open_inputs, probe_all, signature_of
+from po_dynamics.probe.samples import Sample, read_pairs
+
+
+def probe_offline(run: ProbedRun) -> None:
+    """Writes the tables of every checkpoint, with D from the preference pairs.
+
+    Raises:
+        InputError: before any long work where a folder, a table or a setting is unusable.
+    """
+    folders, final = open_inputs(run)
+    n, seed, batch_size = run.draws
+    reference = run.load(run.reference)
+    max_length = usable_length(reference, run.training["max_length"])
+    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length)
+    train: list[Sample] = []
+
+    def draw(_: Path) -> list[Sample]:
+        if not train:
+            train.extend(with_reference(pairs, reference))
+        return train
+
+    signature = signature_of(run, folders) | {"max_length": max_length}
+    probe_all(run, folders, final, draw, signature)
