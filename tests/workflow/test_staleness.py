@@ -1,4 +1,4 @@
-"""docs/staleness.md is what dry runs plan: each of its edits is made in a finished tree, and taken back.
+"""The table of docs/architecture.md is what dry runs plan: each of its edits is made in a finished tree, and taken back.
 
 The tree is a copy of the workflow with one empty file or folder for every output of the smoke configuration, which
 Snakemake is told to take for its own (`--touch`): nothing is computed.
@@ -53,6 +53,12 @@ EDITS = {
     "hub conversion": statement("models/hub.py"),
     "figure style": statement("figures/style.py"),
     "statistics": statement("evaluation/stats.py"),
+    "a configuration default that is not used": replaced(
+        PACKAGE / "settings/online.py", "kl_coefficient: NonNegative = 0.05", "kl_coefficient: NonNegative = 0.06"
+    ),
+    "a configuration default that is used": replaced(
+        PACKAGE / "settings/online.py", "value_clip: Rate | None = 0.2", "value_clip: Rate | None = 0.3"
+    ),
     "a probed run that is removed": replaced(CONFIGURATION, DPO, ""),
     "the number of devices": replaced(
         CONFIGURATION, "  menagerie:\n", "  menagerie:\n    resources: {sft: {gpu: 0}}\n"
@@ -62,7 +68,7 @@ EDITS = {
 
 def table() -> dict[str, str]:
     """The rows of the document: what is edited, and the rules."""
-    text = (ROOT / "docs/staleness.md").read_text()
+    text = (ROOT / "docs/architecture.md").read_text().partition("rules planned again")[2].partition("\n\n")[0]
     return dict(re.findall(r"^\| (?!edit|-)(.+?) \| (.+) \|$", text, flags=re.MULTILINE))
 
 

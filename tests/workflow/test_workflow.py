@@ -78,14 +78,14 @@ def test_comments_and_docstrings_rerun_nothing(copied):
 def test_changing_one_runs_beta_reruns_that_run(copied):
     edit(copied / "config/smoke.yaml", "probe: true, parameters: {beta: 0.1}", "probe: true, parameters: {beta: 0.2}")
     planned = plan(copied)
-    once = ("train_offline", "respond_run", "judge_responses", "probe_checkpoints", "draw_training")
+    once = ("train_offline", "respond_run", "judge_responses", "probe_offline")
     assert [planned[rule] for rule in once] == [1] * len(once)
     assert not {"train_online", "train_reward", "compute_reference", "sample_preferences"} & set(planned)
 
 
 def test_deleting_one_table_rebuilds_it(copied):
     (copied / "results/smoke/tables/win_rates.csv").unlink()
-    assert set(plan(copied)) == {"tabulate_win_rates", "draw_win_rates", "write_report"}
+    assert set(plan(copied)) == {"tabulate_win_rates", "draw_figure", "write_report"}
 
 
 def test_the_same_seed_gives_identical_tables(results, tmp_path):
