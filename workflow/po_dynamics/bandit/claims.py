@@ -1,0 +1,67 @@
+"""What the bandit says about the claims of arXiv 2502.03095 (our reading of its abstract), each by a rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from po_dynamics.bandit.bandits import Settings
+from po_dynamics.bandit.convergence import OF_REWARDS, interval
+
+FAR = 10  # tolerances: further from its target than this, an objective is biased
+AGREES = 0.95  # share of steps
+
+
+def judge(ends: pd.DataFrame, law: pd.DataFrame, signs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """`claim, statistic, low, high, rule, verdict`, the verdict being "holds", "does not hold" or "open".
+
+    Intervals are 95 % bootstrap intervals over prompts; for a claim about all cases, the range over the cases.
+    """
+    rows = [_same_target(ends, settings), _slower(law), _bias(ends, settings), _shift(ends, settings), _sign(signs)]
+    return pd.DataFrame(rows, columns=["claim", "statistic", "low", "high", "rule", "verdict"])
+
+
+def _row(claim: str, statistic: float, low: float, high: float, rule: str, bound: float) -> tuple[Any, ...]:
+    """`rule` ends in "> bound" or "< bound", of which the interval must be on the right side altogether."""
+    above = "> " in rule
+    right, wrong = (low > bound, high <= bound) if above else (high < bound, low >= bound)
+    return claim, statistic, low, high, rule, "holds" if right else "does not hold" if wrong else "open"
+
+
+def _same_target(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+    taken = ends[ends["objective"].isin(["bda", "ppo", *OF_REWARDS]) & (ends["coverage"] != "missing")]
+    claim = "same target: BDA, PPO, RA, RDA and PRA, plain and posterior, reach π^τ where every response is covered"
+    tv, bound = taken["tv"], settings.tolerance
+    return _row(claim, tv.max(), tv.min(), tv.max(), f"total variation at the end, every case < {bound:g}", bound)
+
+
+def _slower(law: pd.DataFrame) -> tuple[Any, ...]:
+    exponents = law.drop_duplicates(["objective", "variant", "coverage"]).set_index("objective")
+    slowest = exponents.loc[exponents["low"].idxmin()] if exponents.index.is_unique else exponents.nsmallest(1, "low")
+    row = slowest.iloc[0] if isinstance(slowest, pd.DataFrame) else slowest
+    claim = "slower for smaller τ: steps ∝ τ^−p, p of the objective with the weakest dependence"
+    return _row(claim, row["exponent"], row["low"], row["high"], "interval of p > 0", 0.0)
+
+
+def _bias(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+    taken = ends[(ends["objective"] == "dpo") & (ends["coverage"] == "missing") & (ends["tau"] == settings.temperature)]
+    claim = f"DPO is biased where the best {settings.missing} of {settings.arms} responses are in no pair"
+    bound = FAR * settings.tolerance
+    rule = f"mean total variation at the end, interval > {bound:g}"
+    return _row(claim, taken["tv"].mean(), *interval(taken["tv"].to_numpy(), settings.seed), rule, bound)
+
+
+def _shift(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+    taken = ends[(ends["objective"] == "pra") & (ends["variant"] == "posterior") & (ends["coverage"] == "policy")]
+    claim = "the shift of PRA-P vanishes: on pairs that the policy samples, PRA reaches π^τ_ref at every τ"
+    tv, bound = taken["tv"], settings.tolerance
+    return _row(claim, tv.max(), tv.min(), tv.max(), f"total variation at the end, every case < {bound:g}", bound)
+
+
+def _sign(signs: pd.DataFrame) -> tuple[Any, ...]:
+    taken = signs[(signs["objective"] == "dpo") & (signs["coverage"] == "uniform") & (signs["training"] == "exact")]
+    row = taken[(taken["component"] == "TOT") & (taken["final"] == "greedy") & (taken["gap"] == 1)].iloc[0]
+    claim = "the sign of G is that of the next change of log π(final response) (arXiv 2512.00778, DPO)"
+    rule = f"share of exact steps, interval > {AGREES}"
+    return _row(claim, row["agreement"], row["low"], row["high"], rule, AGREES)
