@@ -58,8 +58,8 @@ def trajectories(bandits: Bandits, settings: Settings) -> Iterator[tuple[dict[st
 
 
 def _follow(trained: Gradient, exact: Gradient, bandits: Bandits, settings: Settings) -> Trajectory:
-    """`sampled_steps` steps of one gradient, with the other's components."""
-    steps = islice(path(trained, bandits.ref_logps_RK, settings.learning_rate), settings.sampled_steps + 1)
+    """`alignment_steps` steps of one gradient, with the other's components."""
+    steps = islice(path(trained, bandits.ref_logps_RK, settings.learning_rate), settings.alignment_steps + 1)
     logps = torch.stack([step.logps_RK for step in steps])
     components = [exact(logps_RK, step) for step, logps_RK in enumerate(logps[:-1])]
     positive, negative = (ascent(torch.stack(part), logps[:-1]) for part in zip(*components, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class Settings:
     prompts: int = 8  # independent bandits; intervals resample them
     arms: int = 6
     missing: int = 2  # best arms that are in no pair under the law "missing"
-    reward_spread: float = 1.0  # standard deviation of rewards, logits of preference
+    reward_spread: float = 0.8  # standard deviation of rewards, logits of preference
     reference_spread: float = 0.4  # standard deviation of the reference policy's logits
     temperatures: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35)  # τ, or β
     temperature: float = 0.5  # τ of what is not shown against τ
@@ -34,8 +34,9 @@ class Settings:
     ppo_epochs: int = 4  # gradient steps per policy that the responses are drawn from
     sample_sizes: tuple[int, ...] = (50, 500, 5000)  # pairs per prompt
     draws: int = 5  # data sets of each size
-    batch: int = 4  # pairs per step of the sampled training
-    sampled_steps: int = 1000
+    batch: int = 4  # pairs per step of the training on mini-batches
+    fit_steps: int = 4000  # of the training on finite data: three times what the exact expectation needs
+    alignment_steps: int = 1000  # over which G is followed
     seed: int = 0
 
 
@@ -50,7 +51,8 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
         raise InputError(f"bandit: unknown setting {', '.join(unknown)} (known: {', '.join(known)})")
     for key, value in mapping.items():
         _check(key, value, known[key])
-    settings = Settings(**{key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()})
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()}
+    settings = replace(Settings(), **given)
     if settings.arms - settings.missing < 2:
         raise InputError(f"bandit: {settings.missing} of {settings.arms} arms are missing; pairs need two others")
     return settings

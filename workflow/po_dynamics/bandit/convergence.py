@@ -97,30 +97,29 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     """The exponent p of steps ∝ τ^−p, by least squares of log steps on log τ over all prompts.
 
     Returns:
-        `objective, variant, coverage, tau, steps` (geometric mean over prompts)`, exponent, low, high, factor`: of steps ≈
-        factor · τ^−exponent, with a 95 % bootstrap interval of the exponent over prompts. Cases that a prompt does not
-        finish are left out.
+        `objective, variant, coverage, tau, steps, exponent, low, high, factor`: the geometric mean over prompts of the
+        steps, ≈ factor · τ^−exponent, and a 95 % bootstrap interval of the exponent over prompts. Cases that a prompt
+        does not finish are left out.
     """
     tables = []
-    for keys, table in ends.groupby(["objective", "variant", "coverage"], sort=False):
+    for (objective, variant, coverage), table in ends.groupby(["objective", "variant", "coverage"], sort=False):
         if table["steps"].isna().any():
             continue
-        log_steps_TP = np.log(table.pivot(index="tau", columns="prompt", values="steps").clip(lower=1))
-        slopes_P, intercept = _slopes(log_steps_TP)
+        steps_TP = table.pivot(index="tau", columns="prompt", values="steps").clip(lower=1)
+        slopes_P, intercept = _slopes(np.log(steps_TP.index.to_numpy()), np.log(steps_TP.to_numpy()))
         low, high = interval(slopes_P, settings.seed)
         found = {"exponent": -slopes_P.mean(), "low": -high, "high": -low, "factor": np.exp(intercept)}
-        steps = np.exp(log_steps_TP.mean(axis=1)).rename("steps").reset_index()
-        tables.append(steps.assign(**dict(zip(["objective", "variant", "coverage"], keys, strict=True)), **found))
+        steps = pd.DataFrame({"tau": steps_TP.index, "steps": np.exp(np.log(steps_TP.to_numpy()).mean(1))})
+        tables.append(steps.assign(objective=objective, variant=variant, coverage=coverage, **found))
     columns = ["objective", "variant", "coverage", "tau", "steps", "exponent", "low", "high", "factor"]
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def _slopes(log_steps_TP: pd.DataFrame) -> tuple[np.ndarray, float]:
+def _slopes(log_taus_T: np.ndarray, log_steps_TP: np.ndarray) -> tuple[np.ndarray, float]:
     """Each prompt's slope over log τ (they share the design, so the common slope is their mean), common intercept."""
-    log_taus = np.log(log_steps_TP.index.to_numpy())
-    centred = log_taus - log_taus.mean()
-    slopes_P = centred @ log_steps_TP.to_numpy() / (centred @ centred)
-    return slopes_P, float(log_steps_TP.to_numpy().mean() - slopes_P.mean() * log_taus.mean())
+    centred_T = log_taus_T - log_taus_T.mean()
+    slopes_P = centred_T @ log_steps_TP / (centred_T @ centred_T)
+    return slopes_P, float(log_steps_TP.mean() - slopes_P.mean() * log_taus_T.mean())
 
 
 def interval(values: np.ndarray, seed: int) -> tuple[float, float]:

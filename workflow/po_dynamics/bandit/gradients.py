@@ -39,14 +39,20 @@ def of_pairs(objective: str, tau: float, variant: str, bandits: Bandits, law: La
     name = f"{objective}_posterior" if variant == "posterior" and objective != "dpo" else objective
     bound = bind(name, {"beta": tau}, family="offline")
     (rows, arms), (chosen, rejected) = bandits.rewards_RK.shape, ordered_pairs(bandits.rewards_RK.shape[1])
-    rewards, references = ([table[:, i].flatten() for i in (chosen, rejected)] for table in bandits)
-    log_partition_N = log_partition(bandits, tau, variant).repeat_interleave(len(chosen))
+    ones_N = torch.ones(rows * len(chosen), dtype=torch.float64)
+    known = {
+        "ref_chosen_logps_N": bandits.ref_logps_RK[:, chosen].flatten(),
+        "ref_rejected_logps_N": bandits.ref_logps_RK[:, rejected].flatten(),
+        "chosen_rewards_N": bandits.rewards_RK[:, chosen].flatten(),
+        "rejected_rewards_N": bandits.rewards_RK[:, rejected].flatten(),
+        "log_partition_N": log_partition(bandits, tau, variant).repeat_interleave(len(chosen)),
+        "chosen_lengths_N": ones_N,
+        "rejected_lengths_N": ones_N,
+    }
     to_chosen_MK, to_rejected_MK = (torch.eye(arms, dtype=torch.float64)[i] for i in (chosen, rejected))
-    lengths_N = torch.ones_like(log_partition_N)
 
     def gradient(logps_RK: Tensor, step: int) -> Coefficients:
-        logps = [logps_RK[:, i].flatten() for i in (chosen, rejected)]
-        terms = bound(Pairs(*logps, *references, lengths_N, lengths_N, *rewards, log_partition_N), step)
+        terms = bound(Pairs(logps_RK[:, chosen].flatten(), logps_RK[:, rejected].flatten(), **known), step)
         weights_RM = law(logps_RK, step)
         positive_RM, negative_RM = (c_N.view(rows, -1) * weights_RM for c_N in (terms.chosen_N, terms.rejected_N))
         return Coefficients(positive_RM @ to_chosen_MK, negative_RM @ to_rejected_MK)

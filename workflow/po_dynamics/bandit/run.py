@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from po_dynamics.bandit.alignment import align
 from po_dynamics.bandit.bandits import draw, settings_from
 from po_dynamics.bandit.claims import judge
@@ -14,6 +16,7 @@ from po_dynamics.bandit.samples import finite_samples
 from po_dynamics.storage.atomic import atomic_file
 
 
+@torch.inference_mode()
 def run_bandit(output: Path | str, settings: Mapping[str, Any] | None = None) -> None:
     """Runs everything and writes the tables into a folder, each complete or absent; the same settings, the same bytes.
 
