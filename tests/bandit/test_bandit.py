@@ -188,7 +188,7 @@ def test_without_support_the_unseen_keep_their_prior_as_if_their_reward_were_the
     logps = follow(
         static(objective, "posterior", coverage="missing"),
         BANDITS.ref_logps_RK,
-        5.0 if objective == "rda" else 20.0,
+        2.0 if objective == "rda" else 20.0,
         600,
     )[-1]
     seen = BANDITS.rewards_RK[:, 2:]

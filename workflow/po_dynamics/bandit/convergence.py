@@ -102,7 +102,8 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         does not finish are left out.
     """
     tables = []
-    for (objective, variant, coverage), table in ends.groupby(["objective", "variant", "coverage"], sort=False):
+    names = ["objective", "variant", "coverage"]
+    for keys, table in ends.groupby(names, sort=False):
         if table["steps"].isna().any():
             continue
         steps_TP = table.pivot(index="tau", columns="prompt", values="steps").clip(lower=1)
@@ -110,9 +111,9 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         low, high = interval(slopes_P, settings.seed)
         found = {"exponent": -slopes_P.mean(), "low": -high, "high": -low, "factor": np.exp(intercept)}
         steps = pd.DataFrame({"tau": steps_TP.index, "steps": np.exp(np.log(steps_TP.to_numpy()).mean(1))})
-        tables.append(steps.assign(objective=objective, variant=variant, coverage=coverage, **found))
-    columns = ["objective", "variant", "coverage", "tau", "steps", "exponent", "low", "high", "factor"]
-    return pd.concat(tables, ignore_index=True)[columns]
+        steps[names] = keys
+        tables.append(steps.assign(**found))
+    return pd.concat(tables, ignore_index=True)[[*names, "tau", "steps", "exponent", "low", "high", "factor"]]
 
 
 def _slopes(log_taus_T: np.ndarray, log_steps_TP: np.ndarray) -> tuple[np.ndarray, float]:
