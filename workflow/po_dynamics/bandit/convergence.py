@@ -111,8 +111,7 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         low, high = interval(slopes_P, settings.seed)
         found = {"exponent": -slopes_P.mean(), "low": -high, "high": -low, "factor": np.exp(intercept)}
         steps = pd.DataFrame({"tau": steps_TP.index, "steps": np.exp(np.log(steps_TP.to_numpy()).mean(1))})
-        steps[names] = keys
-        tables.append(steps.assign(**found))
+        tables.append(steps.assign(**{name: str(key) for name, key in zip(names, keys, strict=True)}, **found))
     return pd.concat(tables, ignore_index=True)[[*names, "tau", "steps", "exponent", "low", "high", "factor"]]
 
 
