@@ -270,7 +270,7 @@ def test_g_is_the_inner_product_of_eq_3(followed):
 
 
 def test_g_is_the_slope_and_a_fall_is_certain_where_it_is_not_positive(followed):
-    """ℓ is concave in the logits: change ≤ ηG, with equality for small steps."""
+    """log-likelihood is concave in the logits: change ≤ ηG, with equality for small steps."""
     for keys, trajectory in followed:
         for final in FINAL:
             q = final_responses(trajectory.logps[-1], final)

@@ -47,6 +47,7 @@ PARAMETERS = {
     "ppo_clip_higher": {"epsilon": 0.2, "epsilon_high": 0.5},
     "grpo": {"epsilon": 0.2},
 }
+REWARDED = [name + variant for name in ("ra", "rda", "pra") for variant in ("", "_posterior")]
 
 
 # ------------------------------------------------------- the textbook losses, mean over pairs or tokens, for autograd
@@ -56,18 +57,19 @@ def sigmoid_loss(logits):
     return -F.logsigmoid(logits).mean()
 
 
-def textbook_rewarded(name, beta, plus, minus, r_plus, r_minus, log_z):
-    """RA, RDA and PRA of the implicit rewards β · plus, β · minus, log-probs (plain) or log-ratios (posterior)."""
-    h, difference = beta * (plus - minus), r_plus - r_minus
-    if name == "ra":
-        implicit = beta * torch.cat([plus, minus])
-        return F.mse_loss(implicit + beta * log_z.repeat(2), torch.cat([r_plus, r_minus]))
-    if name == "rda":
-        return F.mse_loss(h, difference)
-    return F.binary_cross_entropy_with_logits(h, torch.sigmoid(difference))
+def textbook_rewarded(name, p, logps, reference, r_plus, r_minus, log_z):
+    """RA, RDA and PRA of the implicit rewards β log π (plain) or β log π/π_ref (posterior)."""
+    kind, _, variant = name.partition("_")
+    implicit = p["beta"] * (logps - reference if variant == "posterior" else logps)
+    plus, minus = implicit.chunk(2)
+    if kind == "ra":
+        return F.mse_loss(implicit + p["beta"] * log_z.repeat(2), torch.cat([r_plus, r_minus]))
+    if kind == "rda":
+        return F.mse_loss(plus - minus, r_plus - r_minus)
+    return F.binary_cross_entropy_with_logits(plus - minus, torch.sigmoid(r_plus - r_minus))
 
 
-def textbook_offline(name, p, step, logps, reference, lengths, *rewards):
+def textbook_offline(name, p, step, logps, reference, lengths):
     (plus, minus), (ref_plus, ref_minus), (n_plus, n_minus) = (x.chunk(2) for x in (logps, reference, lengths))
     beta, d_plus, d_minus = p["beta"], plus - ref_plus, minus - ref_minus
     omega = (beta * torch.sigmoid(-beta * (d_plus - d_minus))).detach()
@@ -93,10 +95,6 @@ def textbook_offline(name, p, step, logps, reference, lengths, *rewards):
         good = p["desirable"] * (1 - torch.sigmoid(beta * (d_plus - kl_minus)))
         bad = p["undesirable"] * (1 - torch.sigmoid(beta * (kl_plus - d_minus)))
         return torch.cat([good, bad]).mean()
-    if name in ("ra", "rda", "pra"):
-        return textbook_rewarded(name, beta, plus, minus, *rewards)
-    if name in ("ra_posterior", "rda_posterior", "pra_posterior"):
-        return textbook_rewarded(name.removesuffix("_posterior"), beta, d_plus, d_minus, *rewards)
     raise AssertionError(f"no textbook loss for {name}")
 
 
@@ -167,8 +165,10 @@ def online_names():
 def test_offline_coefficients_are_the_gradient(name, scale, step):
     logps, mask, lengths, reference = token_pairs(scale=scale)
     terms = bind(name, PARAMETERS[name])(as_pairs(logps, lengths, reference), step)
-    rewards = rewards_of(lengths, reference)
-    loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths, *rewards)
+    if name in REWARDED:
+        loss = textbook_rewarded(name, PARAMETERS[name], logps.sum(1), reference, *rewards_of(lengths, reference))
+    else:
+        loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths)
     (expected,) = torch.autograd.grad(loss, logps)
     n = len(terms.loss_N)
     actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / n
@@ -243,9 +243,6 @@ def test_uncontrolled_variants_are_dpo_and_ppo():
         "grpo": {},
     }.items():
         assert all(map(torch.equal, bind(name, parameters)(tokens(), 5), ppo))
-
-
-REWARDED = [name + variant for name in ("ra", "rda", "pra") for variant in ("", "_posterior")]
 
 
 @pytest.mark.parametrize("name", offline_names())

@@ -2,8 +2,8 @@
 
 Eq. 3 of arXiv 2512.00778 with exact expectations, q the law of the final policy's responses:
 G = ⟨E_q[−∇log π], ∇L⟩ = ⟨q − π, −∇L⟩ on the logits. One step of gradient descent with learning rate η changes
-ℓ = E_q log π by η G − (η²/2) gᵀHg + O(η³), g = ∇L and H = diag π − ππᵀ ≥ 0: ℓ is concave in the logits, hence
-**G ≤ 0 implies that ℓ does not rise**, while G > 0 promises a rise only where it outweighs the curvature.
+l = E_q log π by η G − (η²/2) gᵀHg + O(η³), g = ∇L and H = diag π − ππᵀ ≥ 0: l is concave in the logits, hence
+**G ≤ 0 implies that l does not rise**, while G > 0 promises a rise only where it outweighs the curvature.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
 
     Returns:
         `objective, coverage, training, final, component, step, G, change`: means over prompts at some steps, `change`
-        being that of ℓ (nats) in the next step, for POS and NEG in a step of that component alone; and
+        being that of l (nats) in the next step, for POS and NEG in a step of that component alone; and
         `objective, coverage, training, final, component, gap, positive, agreement, low, high, steps, wrong_falls`: the
         share of (prompt, step) with G > 0 and with the sign of the change over the next `gap` steps, an interval over
         prompts, the number of (prompt, step), and of those with G ≤ 0 and a rise.
@@ -99,7 +99,7 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
 
 
 def _alignment(t: Trajectory, q_PK: Tensor, component: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """G (T, P), and the change of ℓ in one step of the component alone (TOT: in the step taken)."""
+    """G (T, P), and the change of l in one step of the component alone (TOT: in the step taken)."""
     before = t.logps[:-1]
     direction = {"TOT": t.positive + t.negative, "POS": t.positive, "NEG": t.negative}[component]
     G_TP = ((q_PK - before.exp()) * direction).sum(-1)

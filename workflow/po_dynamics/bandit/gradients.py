@@ -64,7 +64,7 @@ def of_divergence(tau: float, variant: str, bandits: Bandits) -> Gradient:
     """BDA: KL(π ‖ target), nats, in exact expectation over the policy; the advantage is log target/π + KL."""
     target_RK = target(bandits, tau, variant)
 
-    def gradient(logps_RK: Tensor, step: int) -> Coefficients:
+    def gradient(logps_RK: Tensor, _step: int) -> Coefficients:
         advantages_RK = _centred(target_RK - logps_RK, logps_RK)
         return _by_sign(logps_RK.exp() * advantages_RK, advantages_RK)
 

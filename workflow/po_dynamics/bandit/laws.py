@@ -52,12 +52,12 @@ def pair_weights(law_RK: Tensor, labels_RM: Tensor) -> Tensor:
 
 def fixed(weights_RM: Tensor) -> Law:
     """The exact expectation over a law that does not change."""
-    return lambda logps_RK, step: weights_RM
+    return lambda _logps_RK, _step: weights_RM
 
 
 def on_policy(labels_RM: Tensor) -> Law:
     """The exact expectation over pairs of the policy that is trained."""
-    return lambda logps_RK, step: pair_weights(logps_RK.exp(), labels_RM)
+    return lambda logps_RK, _step: pair_weights(logps_RK.exp(), labels_RM)
 
 
 def sampled(weights_RM: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -69,4 +69,4 @@ def sampled(weights_RM: Tensor, count: int, generator: torch.Generator) -> Tenso
 
 def mini_batches(weights_RM: Tensor, count: int, generator: torch.Generator) -> Law:
     """`count` fresh pairs at every step."""
-    return lambda logps_RK, step: sampled(weights_RM, count, generator)
+    return lambda _logps_RK, _step: sampled(weights_RM, count, generator)
