@@ -31,7 +31,7 @@ TAU = 0.6
 TWO = Bandits(torch.tensor([[0.9, -0.4]]).double(), torch.tensor([[0.3, 0.7]]).double().log())
 LAWS = [(objective, variant) for objective in ("ra", "rda", "pra") for variant in ("plain", "posterior")]
 SMALL = {"prompts": 3, "arms": 4, "missing": 1, "temperatures": [1.0, 0.8], "temperature": 0.8, "reward_spread": 0.5}
-SMALL |= {"sample_sizes": [20, 200], "draws": 2, "fit_steps": 500, "alignment_steps": 100}
+SMALL |= {"sample_sizes": [20, 200], "draws": 2, "fit_steps": 500, "alignment_steps": 400}
 
 
 def static(objective, variant, bandits=BANDITS, coverage="uniform", tau=TAU, missing=2):

@@ -31,7 +31,9 @@ def tables():
     )
     dpo = {"objective": "dpo", "coverage": "uniform", "final": "greedy"}
     alignment = pd.DataFrame(
-        dpo | {"training": "exact", "component": k, "step": s, "G": np.cos(s), "change": 0.0}
+        dpo
+        | {"training": "exact", "component": k, "step": s, "G": np.cos(s)}
+        | {"G_low": np.cos(s) - 0.1, "G_high": np.cos(s) + 0.1, "change": 0.0}
         for k, s in product(("TOT", "POS", "NEG"), STEPS)
     )
     signs = pd.DataFrame(

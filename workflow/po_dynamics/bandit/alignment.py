@@ -77,8 +77,9 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
     """G of the whole objective (TOT) and its components, and what the steps did.
 
     Returns:
-        `objective, coverage, training, final, component, step, G, change`: means over prompts at some steps, `change`
-        being that of l (nats) in the next step, for POS and NEG in a step of that component alone; and
+        `objective, coverage, training, final, component, step, G, G_low, G_high, change`: means over prompts at some
+        steps, of G with an interval over prompts; `change` is that of l (nats) in the next step, for POS and NEG in a
+        step of that component alone; and
         `objective, coverage, training, final, component, gap, positive, agreement, low, high, steps, wrong_falls`: the
         share of (prompt, step) with G > 0 and with the sign of the change over the next `gap` steps, an interval over
         prompts, the number of (prompt, step), and of those with G ≤ 0 and a rise.
@@ -90,11 +91,11 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
             for component, gaps in (("TOT", GAPS), ("POS", (1,)), ("NEG", (1,))):
                 named = keys | {"final": final, "component": component}
                 G_TP, step_TP = _alignment(trajectory, q_PK, component, settings)
-                curves.append(_curve(G_TP, step_TP).assign(**named))
+                curves.append(_curve(G_TP, step_TP, settings.seed).assign(**named))
                 for gap in gaps:
                     change_TP = step_TP if component != "TOT" else _change(trajectory, q_PK, gap)
                     signs.append(named | {"gap": gap} | _agreement(G_TP[: len(change_TP)], change_TP, settings))
-    columns = [*KEYS, "final", "component", "step", "G", "change"]
+    columns = [*KEYS, "final", "component", "step", "G", "G_low", "G_high", "change"]
     return pd.concat(curves, ignore_index=True)[columns], pd.DataFrame(signs)
 
 
@@ -122,6 +123,8 @@ def _agreement(G_TP: np.ndarray, change_TP: np.ndarray, settings: Settings) -> d
     return found | {"steps": int(told_TP.sum()), "wrong_falls": int((told_TP & (G_TP <= 0) & (change_TP > 0)).sum())}
 
 
-def _curve(G_TP: np.ndarray, change_TP: np.ndarray) -> pd.DataFrame:
-    steps = [step for step in spaced(len(G_TP) - 1) if step < len(G_TP)]
-    return pd.DataFrame({"step": steps, "G": G_TP[steps].mean(1), "change": change_TP[steps].mean(1)})
+def _curve(G_TP: np.ndarray, change_TP: np.ndarray, seed: int) -> pd.DataFrame:
+    steps = spaced(len(G_TP) - 1)
+    low, high = np.transpose([interval(G_TP[step], seed) for step in steps])
+    values = {"G": G_TP[steps].mean(1), "G_low": low, "G_high": high, "change": change_TP[steps].mean(1)}
+    return pd.DataFrame({"step": steps, **values})

@@ -1,4 +1,4 @@
-"""What the bandit says about the claims of arXiv 2502.03095 (our reading of its abstract), each by a rule."""
+"""What the bandit says about claims of arXiv 2502.03095 (our reading of its abstract) and 2512.00778, by rules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ FAR = 10  # tolerances: further from its target than this, an objective is biase
 AGREES = 0.95  # share of steps
 
 
-def judge(ends: pd.DataFrame, law: pd.DataFrame, signs: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def judge(
+    ends: pd.DataFrame, law: pd.DataFrame, alignment: pd.DataFrame, signs: pd.DataFrame, settings: Settings
+) -> pd.DataFrame:
     """`claim, statistic, low, high, rule, verdict`, the verdict being "holds", "does not hold" or "open".
 
     Intervals are 95 % bootstrap intervals over prompts; for a claim about all cases, the range over the cases.
     """
-    rows = [_same_target(ends, settings), _slower(law), _bias(ends, settings), _shift(ends, settings), _sign(signs)]
+    rows = [_same_target(ends, settings), _slower(law), _bias(ends, settings), _shift(ends, settings)]
+    rows += [_sign(signs), _exchange(alignment)]
     return pd.DataFrame(rows, columns=["claim", "statistic", "low", "high", "rule", "verdict"])
 
 
@@ -63,3 +66,15 @@ def _sign(signs: pd.DataFrame) -> tuple[Any, ...]:
     claim = "the sign of G is that of the next change of log π(final response) (arXiv 2512.00778, DPO)"
     rule = f"share of exact steps, interval > {AGREES}"
     return _row(claim, row["agreement"], row["low"], row["high"], rule, AGREES)
+
+
+def _exchange(alignment: pd.DataFrame) -> tuple[Any, ...]:
+    taken = alignment[(alignment["objective"] == "dpo") & (alignment["coverage"] == "uniform")]
+    taken = taken[(taken["training"] == "exact") & (taken["final"] == "greedy") & (taken["component"] == "POS")]
+    first, last = taken.sort_values("step").iloc[[0, -1]].to_dict("records")
+    claim = "DPO's positive learning serves the final response at first and works against it later (arXiv 2512.00778)"
+    rule = "G of POS: interval at the first step > 0, at the last (shown) < 0"
+    right = first["G_low"] > 0 > last["G_high"]
+    wrong = first["G_high"] <= 0 or last["G_low"] >= 0
+    verdict = "holds" if right else "does not hold" if wrong else "open"
+    return claim, last["G"], last["G_low"], last["G_high"], rule, verdict

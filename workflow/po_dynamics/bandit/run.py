@@ -41,7 +41,7 @@ def run_bandit(output: Path | str, settings: Mapping[str, Any] | None = None) ->
         "bandit_samples": finite_samples(bandits, chosen),
         "bandit_alignment": alignment,
         "bandit_signs": signs,
-        "bandit_claims": judge(ends, law, signs, chosen),
+        "bandit_claims": judge(ends, law, alignment, signs, chosen),
     }
     for name, table in tables.items():
         with atomic_file(Path(output) / f"{name}.csv") as temporary:

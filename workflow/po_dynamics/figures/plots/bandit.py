@@ -142,8 +142,9 @@ def _alignment(ax: Axes, alignment: pd.DataFrame) -> list[End]:
     lines.level(ax, 0)
     ends = []
     for component in ("TOT", "POS", "NEG"):
-        part = table[table["component"] == component].sort_values("step")
-        ends.append(_plot(ax, component, COMPONENTS[component], part["step"].to_numpy(), part["G"].to_numpy()))
+        part, line = table[table["component"] == component].sort_values("step"), COMPONENTS[component]
+        ax.fill_between(part["step"], part["G_low"], part["G_high"], color=line.colour, alpha=0.16, linewidth=0)
+        ends.append(_plot(ax, component, line, part["step"].to_numpy(), part["G"].to_numpy()))
     ax.set_xlabel("steps of gradient descent")
     ax.set_ylabel("gradient alignment G")
     return ends
@@ -196,9 +197,10 @@ def caption(tables: Tables, tau: float) -> str:
         bootstrap over prompts). (c) The best responses are in no pair, but for the line that falls. (d) Distance after
         training on {captions.plural(draws, "data set")} of each size; bands: the middle 80 % of data sets and prompts;
         hard labels are drawn (Bradley–Terry) or certain (the better response always wins: the longer the training, the
-        further), soft ones are P*. (e) G with the greedy response of the final policy, exact; G > 0: a step makes it
-        likelier. (f) How often the sign of G is that of the change over the next steps, where the training follows the
-        exact gradient or a few drawn pairs a step; lines: 95 % bootstrap intervals over prompts; 50 % is a coin."""
+        further), soft ones are P*. (e) G with the greedy response of the final policy, exact, and a 95 % interval over
+        prompts; G > 0: a step makes it likelier. (f) How often the sign of G is that of the change over the next steps,
+        where the training follows the exact gradient or a few drawn pairs a step; lines: 95 % bootstrap intervals over
+        prompts; 50 % is a coin."""
     meaning = """Our reading of arXiv 2502.03095, whose full text was not available: one target, slower for smaller τ,
         DPO biased where data lack support, PRA-P not. It would be contradicted by a line of (a) that levels off above
         0.001, by p ≤ 0, and by a DPO in (c) that comes down without the best responses. Of arXiv 2512.00778: POS leads
