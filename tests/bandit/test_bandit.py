@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from po_dynamics.bandit.alignment import FINAL, _alignment, final_responses, trajectories
+from po_dynamics.bandit.alignment import FINAL, alignment_of, final_responses, trajectories
 from po_dynamics.bandit.bandits import Bandits, Settings, draw, log_partition, settings_from, target
+from po_dynamics.bandit.claims import judge
 from po_dynamics.bandit.convergence import cases, law_of_steps
 from po_dynamics.bandit.descent import distances, path, run, spaced
 from po_dynamics.bandit.gradients import ascent, of_divergence, of_pairs, of_ppo
@@ -264,7 +265,7 @@ def test_g_is_the_inner_product_of_eq_3(followed):
     both = pair_weights(arm_law(BANDITS, "uniform", 0), labels(BANDITS, "drawn"))
     loss = -(both * torch.nn.functional.logsigmoid(TAU * (ratios[:, chosen] - ratios[:, rejected]))).sum()
     (nll, descent) = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (-(q * logps).sum(), loss))
-    parts = {name: _alignment(trajectory, q, name, SETTINGS)[0][7] for name in ("TOT", "POS", "NEG")}
+    parts = {name: alignment_of(trajectory, q, name, SETTINGS)[0][7] for name in ("TOT", "POS", "NEG")}
     np.testing.assert_allclose(parts["TOT"], (nll * descent).sum(1).numpy(), atol=1e-14)
     np.testing.assert_allclose(parts["POS"] + parts["NEG"], parts["TOT"], atol=1e-14)
 
@@ -275,12 +276,12 @@ def test_g_is_the_slope_and_a_fall_is_certain_where_it_is_not_positive(followed)
         for final in FINAL:
             q = final_responses(trajectory.logps[-1], final)
             for component in ("TOT", "POS", "NEG"):
-                G, change = _alignment(trajectory, q, component, SETTINGS)
+                G, change = alignment_of(trajectory, q, component, SETTINGS)
                 if component != "TOT" or keys["training"] == "exact":
                     assert (change <= SETTINGS.learning_rate * G + 1e-13).all()
                 tiny = replace(SETTINGS, learning_rate=1e-6)
                 if component != "TOT":
-                    np.testing.assert_allclose(_alignment(trajectory, q, component, tiny)[1] / 1e-6, G, atol=1e-5)
+                    np.testing.assert_allclose(alignment_of(trajectory, q, component, tiny)[1] / 1e-6, G, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- settings, tables, whole
@@ -295,6 +296,8 @@ def test_g_is_the_slope_and_a_fall_is_certain_where_it_is_not_positive(followed)
         ({"temperatures": [0.5, 0]}, r"temperatures is \[0.5, 0\], but must be a list of positive numbers"),
         ({"temperatures": []}, r"temperatures is \[\]"),
         ({"draws": True}, r"draws is True"),
+        ({"temperature": 0.6}, r"temperatures \[1.0, .* and temperature 0.6; give at least two, the one among them"),
+        ({"temperatures": [0.5]}, r"temperatures \[0.5\] and temperature 0.5; give at least two"),
         ({"tolerance": float("nan")}, r"tolerance is nan"),
     ],
 )
@@ -333,6 +336,9 @@ def test_law_of_steps_finds_the_exponent():
     assert (law["low"] < 2).all()
     assert (law["high"] > 2).all()
     assert (law["factor"] * law["tau"] ** -law["exponent"]).to_numpy() == pytest.approx(law["steps"].to_numpy())
+    never = [row | {"steps": np.nan} for row in rows]
+    with pytest.raises(InputError, match=r"nothing came within 0.001 in 30000 steps; allow more"):
+        law_of_steps(pd.DataFrame(never), SETTINGS)
     rows[0]["steps"] = np.nan
     assert len(law_of_steps(pd.DataFrame([*rows, *[r | {"objective": "ra"} for r in rows[1:]]]), SETTINGS)) == 3
 
@@ -376,6 +382,19 @@ def test_claims_hold_here(tables):
     signs = pd.read_csv(tables / "bandit_signs.csv")
     exact = signs[(signs["training"] == "exact") & (signs["gap"] == 1)]
     assert (exact["wrong_falls"] == 0).all()
+
+
+def test_claims_can_fail(tables):
+    """Each rule is applied to tables that contradict its claim."""
+    ends, law, alignment, signs = (
+        pd.read_csv(tables / f"bandit_{n}.csv") for n in ("ends", "law", "alignment", "signs")
+    )
+    ends["tv"] = 0.005
+    law[["exponent", "low", "high"]] = -1.0, -1.2, -0.8
+    signs[["agreement", "low", "high"]] = 0.9, 0.85, 0.97
+    alignment[["G_low", "G_high"]] = -2.0, -1.0
+    judged = judge(ends, law, alignment, signs, settings_from(SMALL))
+    assert judged["verdict"].tolist() == [*["does not hold"] * 4, "open", "does not hold"]
 
 
 def test_the_same_settings_give_the_same_bytes(tables, tmp_path):

@@ -90,7 +90,7 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
             q_PK = final_responses(trajectory.logps[-1], final)
             for component, gaps in (("TOT", GAPS), ("POS", (1,)), ("NEG", (1,))):
                 named = keys | {"final": final, "component": component}
-                G_TP, step_TP = _alignment(trajectory, q_PK, component, settings)
+                G_TP, step_TP = alignment_of(trajectory, q_PK, component, settings)
                 curves.append(_curve(G_TP, step_TP, settings.seed).assign(**named))
                 for gap in gaps:
                     change_TP = step_TP if component != "TOT" else _change(trajectory, q_PK, gap)
@@ -99,7 +99,7 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
     return pd.concat(curves, ignore_index=True)[columns], pd.DataFrame(signs)
 
 
-def _alignment(t: Trajectory, q_PK: Tensor, component: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+def alignment_of(t: Trajectory, q_PK: Tensor, component: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """G (T, P), and the change of l in one step of the component alone (TOT: in the step taken)."""
     before = t.logps[:-1]
     direction = {"TOT": t.positive + t.negative, "POS": t.positive, "NEG": t.negative}[component]

@@ -44,7 +44,8 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
     """Settings with the defaults replaced; lists become tuples.
 
     Raises:
-        InputError: unknown keys, values that are not positive numbers, fewer than three arms with pairs.
+        InputError: unknown keys, values that are not positive numbers, fewer than two arms in pairs, temperatures
+            through which no law can be fitted or that lack `temperature`.
     """
     known = {field.name: field.default for field in fields(Settings)}
     if unknown := sorted(set(mapping) - set(known)):
@@ -55,6 +56,9 @@ def settings_from(mapping: Mapping[str, Any]) -> Settings:
     settings = replace(Settings(), **given)
     if settings.arms - settings.missing < 2:
         raise InputError(f"bandit: {settings.missing} of {settings.arms} arms are missing; pairs need two others")
+    if len(set(settings.temperatures)) < 2 or settings.temperature not in settings.temperatures:
+        seen = f"temperatures {list(settings.temperatures)} and temperature {settings.temperature}"
+        raise InputError(f"bandit: {seen}; give at least two, the one among them")
     return settings
 
 

@@ -25,24 +25,27 @@ def judge(
     return pd.DataFrame(rows, columns=["claim", "statistic", "low", "high", "rule", "verdict"])
 
 
-def _row(claim: str, statistic: float, low: float, high: float, rule: str, bound: float) -> tuple[Any, ...]:
-    """`rule` ends in "> bound" or "< bound", of which the interval must be on the right side altogether."""
-    above = "> " in rule
-    right, wrong = (low > bound, high <= bound) if above else (high < bound, low >= bound)
-    return claim, statistic, low, high, rule, "holds" if right else "does not hold" if wrong else "open"
+def _above(claim: str, statistic: float, low: float, high: float, rule: str, bound: float) -> tuple[Any, ...]:
+    """Holds where the whole interval is above the bound, does not where none of it is."""
+    return claim, statistic, low, high, rule, "holds" if low > bound else "does not hold" if high <= bound else "open"
+
+
+def _every(claim: str, tv: pd.Series, bound: float) -> tuple[Any, ...]:
+    """One case that is not below the bound contradicts the claim; the statistic is the worst case."""
+    rule = f"total variation at the end, every case < {bound:g}"
+    return claim, tv.max(), tv.min(), tv.max(), rule, "holds" if tv.max() < bound else "does not hold"
 
 
 def _same_target(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
     taken = ends[ends["objective"].isin(["bda", "ppo", *OF_REWARDS]) & (ends["coverage"] != "missing")]
     claim = "same target: BDA, PPO, RA, RDA and PRA, plain and posterior, reach π^τ where every response is covered"
-    tv, bound = taken["tv"], settings.tolerance
-    return _row(claim, tv.max(), tv.min(), tv.max(), f"total variation at the end, every case < {bound:g}", bound)
+    return _every(claim, taken["tv"], settings.tolerance)
 
 
 def _slower(law: pd.DataFrame) -> tuple[Any, ...]:
     row = law.sort_values("low").iloc[0]
     claim = "slower for smaller τ: steps ∝ τ^−p, p of the case with the weakest dependence"
-    return _row(claim, row["exponent"], row["low"], row["high"], "interval of p > 0", 0.0)
+    return _above(claim, row["exponent"], row["low"], row["high"], "interval of p > 0", 0.0)
 
 
 def _bias(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
@@ -50,14 +53,13 @@ def _bias(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
     claim = f"DPO is biased where the best {settings.missing} of {settings.arms} responses are in no pair"
     bound = FAR * settings.tolerance
     rule = f"mean total variation at the end, interval > {bound:g}"
-    return _row(claim, taken["tv"].mean(), *interval(taken["tv"].to_numpy(), settings.seed), rule, bound)
+    return _above(claim, taken["tv"].mean(), *interval(taken["tv"].to_numpy(), settings.seed), rule, bound)
 
 
 def _shift(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
     taken = ends[(ends["objective"] == "pra") & (ends["variant"] == "posterior") & (ends["coverage"] == "policy")]
     claim = "the shift of PRA-P vanishes: on pairs that the policy samples, PRA reaches π^τ_ref at every τ"
-    tv, bound = taken["tv"], settings.tolerance
-    return _row(claim, tv.max(), tv.min(), tv.max(), f"total variation at the end, every case < {bound:g}", bound)
+    return _every(claim, taken["tv"], settings.tolerance)
 
 
 def _sign(signs: pd.DataFrame) -> tuple[Any, ...]:
@@ -65,7 +67,7 @@ def _sign(signs: pd.DataFrame) -> tuple[Any, ...]:
     row = taken[(taken["component"] == "TOT") & (taken["final"] == "greedy") & (taken["gap"] == 1)].iloc[0]
     claim = "the sign of G is that of the next change of log π(final response) (arXiv 2512.00778, DPO)"
     rule = f"share of exact steps, interval > {AGREES}"
-    return _row(claim, row["agreement"], row["low"], row["high"], rule, AGREES)
+    return _above(claim, row["agreement"], row["low"], row["high"], rule, AGREES)
 
 
 def _exchange(alignment: pd.DataFrame) -> tuple[Any, ...]:

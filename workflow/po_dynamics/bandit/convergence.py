@@ -13,6 +13,7 @@ from po_dynamics.bandit.bandits import Bandits, Settings, target
 from po_dynamics.bandit.descent import Run, run
 from po_dynamics.bandit.gradients import Gradient, of_divergence, of_pairs, of_ppo
 from po_dynamics.bandit.laws import OFFLINE, ON_POLICY, arm_law, fixed, labels, on_policy, pair_weights
+from po_dynamics.errors import InputError
 
 VARIANTS = ("plain", "posterior")
 OF_REWARDS = ("ra", "rda", "pra")
@@ -100,6 +101,9 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         `objective, variant, coverage, tau, steps, exponent, low, high, factor`: the geometric mean over prompts of the
         steps, ≈ factor · τ^−exponent, and a 95 % bootstrap interval of the exponent over prompts. Cases that a prompt
         does not finish are left out.
+
+    Raises:
+        InputError: when no case is finished.
     """
     tables = []
     names = ["objective", "variant", "coverage"]
@@ -112,6 +116,8 @@ def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
         found = {"exponent": -slopes_P.mean(), "low": -high, "high": -low, "factor": np.exp(intercept)}
         steps = pd.DataFrame({"tau": steps_TP.index, "steps": np.exp(np.log(steps_TP.to_numpy()).mean(1))})
         tables.append(steps.assign(**{name: str(key) for name, key in zip(names, keys, strict=True)}, **found))
+    if not tables:
+        raise InputError(f"bandit: nothing came within {settings.tolerance} in {settings.max_steps} steps; allow more")
     return pd.concat(tables, ignore_index=True)[[*names, "tau", "steps", "exponent", "low", "high", "factor"]]
 
 
