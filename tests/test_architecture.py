@@ -27,6 +27,7 @@ MAY_USE: dict[str, set[str]] = {
     "data": BASE | {"models"},  # encoded pairs need a tokenizer
     "dynamics": BASE,  # tables only: no models
     "figures": BASE,  # tables only: no models
+    "bandit": BASE,
     "evaluation": MODELS,
     "training": MODELS,
     "ppo": MODELS,

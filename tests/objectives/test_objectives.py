@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,12 @@ PARAMETERS = {
     "simpo": {"beta": 2.0, "gamma": 0.7},
     "cpo": {"beta": 0.3, "alpha": 0.4},
     "kto": {"beta": 0.3, "desirable": 1.2, "undesirable": 0.7},
+    "ra": {"beta": 0.3},
+    "ra_posterior": {"beta": 0.3},
+    "rda": {"beta": 0.3},
+    "rda_posterior": {"beta": 0.3},
+    "pra": {"beta": 0.3},
+    "pra_posterior": {"beta": 0.3},
     "ppo": {"epsilon": 0.2},
     "cppo_top": {"epsilon": 0.2, "lambda": 0.3},
     "cppo_mid": {"epsilon": 0.2, "lambda": 0.3},
@@ -40,6 +47,7 @@ PARAMETERS = {
     "ppo_clip_higher": {"epsilon": 0.2, "epsilon_high": 0.5},
     "grpo": {"epsilon": 0.2},
 }
+REWARDED = [name + variant for name in ("ra", "rda", "pra") for variant in ("", "_posterior")]
 
 
 # ------------------------------------------------------- the textbook losses, mean over pairs or tokens, for autograd
@@ -47,6 +55,18 @@ PARAMETERS = {
 
 def sigmoid_loss(logits):
     return -F.logsigmoid(logits).mean()
+
+
+def textbook_rewarded(name, p, logps, reference, r_plus, r_minus, log_z):
+    """RA, RDA and PRA of the implicit rewards β log π (plain) or β log π/π_ref (posterior)."""
+    kind, _, variant = name.partition("_")
+    implicit = p["beta"] * (logps - reference if variant == "posterior" else logps)
+    plus, minus = implicit.chunk(2)
+    if kind == "ra":
+        return F.mse_loss(implicit + p["beta"] * log_z.repeat(2), torch.cat([r_plus, r_minus]))
+    if kind == "rda":
+        return F.mse_loss(plus - minus, r_plus - r_minus)
+    return F.binary_cross_entropy_with_logits(plus - minus, torch.sigmoid(r_plus - r_minus))
 
 
 def textbook_offline(name, p, step, logps, reference, lengths):
@@ -109,8 +129,15 @@ def token_pairs(n=7, length=6, scale=2.0, seed=0):
     return logps.masked_fill(~mask, 0).requires_grad_(), mask, lengths, reference
 
 
+def rewards_of(lengths, reference):
+    """Rewards of both responses (logits of preference) and log Z, which follow from the lengths and the references."""
+    rewards, n = 0.3 * lengths + 0.1 * reference, len(lengths) // 2
+    return (*rewards.chunk(2), torch.linspace(0.2, 3, n, dtype=torch.float64))
+
+
 def as_pairs(logps, lengths, reference):
-    return Pairs(*logps.sum(1).chunk(2), *reference.chunk(2), *lengths.chunk(2))
+    sums = (*logps.sum(1).chunk(2), *reference.chunk(2), *lengths.chunk(2))
+    return Pairs(*sums, *rewards_of(lengths, reference))
 
 
 def tokens(seed=0, b=5, t=8, spread=0.4, quantiles=None):
@@ -138,7 +165,10 @@ def online_names():
 def test_offline_coefficients_are_the_gradient(name, scale, step):
     logps, mask, lengths, reference = token_pairs(scale=scale)
     terms = bind(name, PARAMETERS[name])(as_pairs(logps, lengths, reference), step)
-    loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths)
+    if name in REWARDED:
+        loss = textbook_rewarded(name, PARAMETERS[name], logps.sum(1), reference, *rewards_of(lengths, reference))
+    else:
+        loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths)
     (expected,) = torch.autograd.grad(loss, logps)
     n = len(terms.loss_N)
     actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / n
@@ -190,8 +220,9 @@ def test_padding_may_hold_anything():
 
 def test_extreme_log_ratios_stay_finite():
     huge = torch.tensor([-3000.0, 3000.0, 0.0])
-    pairs = Pairs(huge, torch.zeros(3), torch.zeros(3), torch.zeros(3), torch.ones(3), torch.ones(3))
-    for name in ("dpo", "cdpo", "simpo", "cpo", "kto"):
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    pairs = Pairs(huge, zeros, zeros, zeros, ones, ones, -huge, huge)
+    for name in ("dpo", "cdpo", "simpo", "cpo", "kto", "rda", "pra", "pra_posterior"):
         for tensor in bind(name, PARAMETERS[name])(pairs, 0):
             assert torch.isfinite(tensor).all(), name
     assert bind("dpo", {"beta": 0.1})(pairs, 0).loss_N[0] == pytest.approx(300)
@@ -212,6 +243,46 @@ def test_uncontrolled_variants_are_dpo_and_ppo():
         "grpo": {},
     }.items():
         assert all(map(torch.equal, bind(name, parameters)(tokens(), 5), ppo))
+
+
+@pytest.mark.parametrize("name", offline_names())
+def test_objectives_of_rewards_say_what_is_missing(name):
+    pairs = as_pairs(*(token_pairs()[i] for i in (0, 2, 3)))
+    bare = Pairs(*list(vars(pairs).values())[:6])
+    if name not in REWARDED:
+        assert all(map(torch.equal, bind(name, PARAMETERS[name])(bare, 7), bind(name, PARAMETERS[name])(pairs, 7)))
+        return
+    with pytest.raises(InputError, match=rf"^{name} needs (the rewards|log Z)"):
+        bind(name, PARAMETERS[name])(bare, 7)
+    with pytest.raises(InputError, match=rf"^{name} needs the rewards of both .* \(rule train_reward\)"):
+        bind(name, PARAMETERS[name])(replace(bare, log_partition_N=pairs.log_partition_N), 7)
+    without_partition = replace(pairs, log_partition_N=None)
+    if name.startswith("ra"):
+        with pytest.raises(InputError, match=rf"^{name} needs log Z .* or take rda"):
+            bind(name, PARAMETERS[name])(without_partition, 7)
+    else:
+        bind(name, PARAMETERS[name])(without_partition, 7)
+
+
+@pytest.mark.parametrize("name", REWARDED)
+def test_at_its_target_an_objective_of_rewards_asks_for_nothing(name):
+    rewards, zeros, beta = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64), torch.zeros(2), 0.4
+    log_z = torch.logsumexp(rewards / beta, 0)
+    logps = rewards / beta - log_z
+    pairs = Pairs(*logps.chunk(2), zeros, zeros, zeros, zeros, *rewards.chunk(2), log_z)
+    terms = bind(name, {"beta": beta})(pairs, 0)
+    for tensor in (terms.chosen_N, terms.rejected_N):
+        torch.testing.assert_close(tensor, torch.zeros(2, dtype=torch.float64), atol=1e-14, rtol=0)
+
+
+def test_pra_posterior_with_hard_labels_is_dpo():
+    pairs = as_pairs(*(token_pairs()[i] for i in (0, 2, 3)))
+    certain = torch.full((7,), 50.0, dtype=torch.float64)
+    hard = replace(pairs, chosen_rewards_N=certain, rejected_rewards_N=-certain)
+    for ours, expected in zip(
+        bind("pra_posterior", {"beta": 0.3})(hard, 0), bind("dpo", {"beta": 0.3})(pairs, 0), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-14, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------ components, quantiles

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N preference pairs: log-probs are sums over response tokens (nats), lengths are counts of response tokens."""
+    """N preference pairs: log-probs are sums over response tokens (nats), lengths are counts of response tokens.
+
+    Rewards are in logits of preference, P(y1 ≻ y2) = σ(r1 − r2); `log_partition_N` is log Z (nats) of each prompt at
+    the temperature and variant of the objective. Only the objectives of `rewards` need these three.
+    """
 
     chosen_logps_N: Tensor
     rejected_logps_N: Tensor
@@ -36,6 +40,9 @@ class Pairs:
     ref_rejected_logps_N: Tensor
     chosen_lengths_N: Tensor
     rejected_lengths_N: Tensor
+    chosen_rewards_N: Tensor | None = None
+    rejected_rewards_N: Tensor | None = None
+    log_partition_N: Tensor | None = None
 
     @property
     def chosen_logratios_N(self) -> Tensor:
@@ -57,7 +64,7 @@ class PairTerms(NamedTuple):
     loss_N: Tensor
 
 
-def _nlog_sigmoid(x: Tensor) -> Tensor:
+def nlog_sigmoid(x: Tensor) -> Tensor:
     """−log σ(x), without overflow."""
     return (-x).clamp(min=0) + (-x.abs()).exp().log1p()
 
@@ -67,7 +74,7 @@ def dpo(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Direct preference optimisation: −log σ(β(Δ⁺ − Δ⁻)), Eq. 4; ω of Eq. 5."""
     logits_N = beta * (pairs.chosen_logratios_N - pairs.rejected_logratios_N)
     weight_N = beta * (-logits_N).sigmoid()  # Eq. 5
-    return PairTerms(weight_N, -weight_N, weight_N, _nlog_sigmoid(logits_N))  # Eqs. 6, 7
+    return PairTerms(weight_N, -weight_N, weight_N, nlog_sigmoid(logits_N))  # Eqs. 6, 7
 
 
 @offline
@@ -78,7 +85,7 @@ def cdpo(
     lambda_ = ramp(step, t1, t2)
     logits_N = beta * ((1 - lambda_) * pairs.chosen_logratios_N - lambda_ * pairs.rejected_logratios_N)
     weight_N = beta * (-logits_N).sigmoid()
-    return PairTerms((1 - lambda_) * weight_N, -lambda_ * weight_N, weight_N, _nlog_sigmoid(logits_N))  # Eq. 32
+    return PairTerms((1 - lambda_) * weight_N, -lambda_ * weight_N, weight_N, nlog_sigmoid(logits_N))  # Eq. 32
 
 
 @offline
@@ -116,7 +123,7 @@ def simpo(pairs: Pairs, step: int, *, beta: Positive, gamma: float) -> PairTerms
     chosen_N, rejected_N = beta / pairs.chosen_lengths_N.to(dtype), beta / pairs.rejected_lengths_N.to(dtype)
     logits_N = chosen_N * pairs.chosen_logps_N - rejected_N * pairs.rejected_logps_N - gamma
     slope_N = (-logits_N).sigmoid()
-    return PairTerms(chosen_N * slope_N, -rejected_N * slope_N, beta * slope_N, _nlog_sigmoid(logits_N))
+    return PairTerms(chosen_N * slope_N, -rejected_N * slope_N, beta * slope_N, nlog_sigmoid(logits_N))
 
 
 @offline
@@ -124,7 +131,7 @@ def cpo(pairs: Pairs, step: int, *, beta: Positive, alpha: NonNegative = 1.0) ->
     """Contrastive PO (arXiv 2401.08417, Eqs. 4, 5): −log σ(β(log π⁺ − log π⁻)) − α log π⁺; ω = β σ(−…)."""
     logits_N = beta * (pairs.chosen_logps_N - pairs.rejected_logps_N)
     weight_N = beta * (-logits_N).sigmoid()
-    loss_N = _nlog_sigmoid(logits_N) - alpha * pairs.chosen_logps_N
+    loss_N = nlog_sigmoid(logits_N) - alpha * pairs.chosen_logps_N
     return PairTerms(weight_N + alpha, -weight_N, weight_N, loss_N)
 
 

@@ -1,6 +1,7 @@
 """The objectives by name. No torch: configurations are validated with this registry.
 
-A new objective is one function under `@offline` (`pairs`) or `@online` (`tokens`); nothing else has to know it.
+A new objective is one function under `@offline` (in `pairs`, or `rewards` if it needs them) or `@online` (`tokens`);
+nothing else has to know it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from po_dynamics.errors import InputError
-from po_dynamics.objectives import pairs, tokens  # noqa: F401 (importing them declares their objectives)
+from po_dynamics.objectives import pairs, rewards, tokens  # noqa: F401 (importing them declares their objectives)
 from po_dynamics.objectives.declaration import DECLARED, Declaration, Objective
 
 OBJECTIVES: Mapping[str, Declaration] = DECLARED

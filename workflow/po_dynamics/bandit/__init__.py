@@ -1,0 +1,1 @@
+"""An exact bandit: the objectives of `objectives/` where target, expectations and gradients are known."""
