@@ -1,4 +1,4 @@
-"""The table of docs/architecture.md is what dry runs plan: each of its edits is made in a finished tree, and taken back.
+"""The table of docs/architecture.md is what dry runs plan: each of its edits is made in a finished tree, and undone.
 
 The tree is a copy of the workflow with one empty file or folder for every output of the smoke configuration, which
 Snakemake is told to take for its own (`--touch`): nothing is computed.
