@@ -50,6 +50,7 @@ EDITS = {
     "one objective": replaced(PACKAGE / "objectives/pairs.py", "ramp(step, t1, t2)", "ramp(step + 1, t1, t2)"),
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
+    "the exact bandit": statement("bandit/gradients.py"),
     "hub conversion": statement("models/hub.py"),
     "figure style": statement("figures/style.py"),
     "statistics": statement("evaluation/stats.py"),

@@ -219,7 +219,8 @@ def drawn_from(wildcards):
 def told(wildcards):
     """The arguments of a figure's function that are no tables; a figure of one run is told of that run only."""
     run = drawing(wildcards).run
-    return drawing(wildcards).arguments | {"runs": {run: DESCRIBED[run]} if run else DESCRIBED}
+    runs = {run: DESCRIBED[run]} if run else DESCRIBED
+    return drawing(wildcards).arguments | {"model": wildcards.model, "runs": runs}
 
 
 def judge_code(wildcards):

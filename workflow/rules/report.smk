@@ -99,6 +99,7 @@ rule write_report:
         dynamics=ancient(DYNAMICS),
         dynamics_record=layout.record(DYNAMICS),
         config=layout.CONFIGURATION,
+        **BANDIT_SHOWN,
     output:
         report=layout.REPORT,
         provenance=layout.record(layout.REPORT),

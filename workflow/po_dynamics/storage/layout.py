@@ -17,6 +17,7 @@ DATA = EXPERIMENT + "/data"
 LOGS = EXPERIMENT + "/logs"
 TABLES = EXPERIMENT + "/tables"
 FIGURES = EXPERIMENT + "/figures/{model}"
+BANDIT_FIGURE = EXPERIMENT + "/figures/bandit"  # of no model
 
 MODEL = EXPERIMENT + "/{model}"
 MODEL_LOGS = LOGS + "/{model}"

@@ -53,16 +53,18 @@ class Tables(NamedTuple):
     bandit_signs: pd.DataFrame
 
 
-def draw_bandit(tables: Tables, output: Path, *, tau: float = 0.5) -> None:
+def draw_bandit(output: Path, *, tau: float, **given: pd.DataFrame) -> None:
     """Distance over steps, steps against τ, missing responses, sample size, G over steps, G's sign against the change.
 
     Args:
         output: the PNG.
         tau: of the panels over steps; posterior objectives.
+        given: `Tables`, by name.
 
     Raises:
         InputError: when a table lacks the rows that are drawn.
     """
+    tables = Tables(**given)
     curves = select(tables.bandit, {"tau": tau, "variant": "posterior"}, "bandit")
     panels: tuple[tuple[str, Callable[[Axes], list[End]]], ...] = (
         ("one target", lambda ax: _distance(ax, curves, _CASES)),
