@@ -92,6 +92,7 @@ rule draw_figure:
 rule write_report:
     input:
         unpack(artefacts(figures=figure_files)),
+        **BANDIT_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",
@@ -99,7 +100,6 @@ rule write_report:
         dynamics=ancient(DYNAMICS),
         dynamics_record=layout.record(DYNAMICS),
         config=layout.CONFIGURATION,
-        **BANDIT_SHOWN,
     output:
         report=layout.REPORT,
         provenance=layout.record(layout.REPORT),
