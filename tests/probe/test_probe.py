@@ -22,6 +22,7 @@ from po_dynamics.probe.offline import probe_offline
 from po_dynamics.probe.passes import Options, probe, with_reference
 from po_dynamics.probe.run import ProbedRun
 from po_dynamics.probe.samples import Sample, final_samples, from_frame, pair_samples
+from po_dynamics.settings.probe import Probe as ProbeSettings
 from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
@@ -200,7 +201,9 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "training": {"max_length": 64},
     }
     rewards = changes.pop("rewards", None)
-    probe_offline(ProbedRun(**(arguments | changes)), rewards)
+    arguments |= changes
+    arguments["settings"] = ProbeSettings.of(arguments["settings"], "probe")
+    probe_offline(ProbedRun(**arguments), rewards)
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
