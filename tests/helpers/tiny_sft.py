@@ -27,5 +27,9 @@ def sft(world: Path, folder: Path, **changes: Any) -> None:
 def reward(world: Path, folder: Path, **changes: Any) -> None:
     reward_stage.SAMPLES = 24
     reward_stage.train_reward(
-        world / "base", world / "preferences.parquet", folder / "output", folder / "state", SETTINGS | changes
+        world / "base",
+        world / "preferences.parquet",
+        folder / "output",
+        folder / "state",
+        {"source": "train", **SETTINGS, **changes},
     )

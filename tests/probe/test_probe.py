@@ -21,6 +21,7 @@ from po_dynamics.probe.offline import probe_offline
 from po_dynamics.probe.passes import Options, probe, with_reference
 from po_dynamics.probe.run import ProbedRun
 from po_dynamics.probe.samples import Sample, final_samples, from_frame, pair_samples
+from po_dynamics.settings.probe import Probe as ProbeSettings
 from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
@@ -198,7 +199,8 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "settings": SETTINGS,
         "training": {"max_length": 64},
     }
-    probe_offline(ProbedRun(**(arguments | changes)))
+    arguments |= changes
+    probe_offline(ProbedRun(**arguments | {"settings": ProbeSettings.of(arguments["settings"], "probe")}))
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
