@@ -39,7 +39,7 @@ class RunEntry(Settings):
     """A run, or with `sweep` one run per item; each is trained once per seed."""
 
     objective: str
-    """a name of the registry of objectives; see docs/objectives.md"""
+    """a name of the registry of objectives; see docs/extending.md"""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """of the objective"""
     sweep: Some[Annotated[dict[str, Any], Field(min_length=1)]] | None = None
