@@ -159,32 +159,13 @@ def run_trl(folder: Path, updates: int) -> dict[str, float]:
     import os
 
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    import pandas as pd
     import torch
     import trl
-    from datasets import Dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        PreTrainedModel,
-        TrainerCallback,
-    )
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+    from transformers import TrainerCallback
+    from trl.experimental.ppo import ppo_trainer
 
     if f"trl=={trl.__version__}" != TRL:
         sys.exit(f"expected {TRL}, found {trl.__version__}")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "sft", padding_side="left")
-    prompts = pd.read_parquet(folder / "preferences.parquet")["prompt"]
-    ids = [
-        tokenizer.apply_chat_template(list(map(dict, p)), add_generation_prompt=True, return_dict=False)
-        for p in prompts
-    ]
-    policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "sft") for _ in range(2))
-    reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1) for _ in range(2)
-    )
-    policy.generation_config.eos_token_id = tokenizer.eos_token_id
     ends, cpu, lengths = [], [], []
 
     class Clock(TrainerCallback):
@@ -201,24 +182,43 @@ def run_trl(folder: Path, updates: int) -> dict[str, float]:
 
     ppo_trainer.truncate_response = counted
     with tempfile.TemporaryDirectory() as output:
-        arguments = PPOConfig(
-            output_dir=output, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, num_mini_batches=1,
-            num_ppo_epochs=EPOCHS, total_episodes=BATCH * updates, response_length=NEW_TOKENS, stop_token="eos",
-            temperature=TEMPERATURE, missing_eos_penalty=1.0, learning_rate=1e-6,
-            local_rollout_forward_batch_size=BATCH,
-            num_sample_generations=0, bf16=False, save_strategy="no", report_to=[], disable_tqdm=True,
-        )  # fmt: skip
-        models: dict[str, PreTrainedModel] = {
-            "model": policy, "ref_model": reference, "reward_model": reward, "value_model": value
-        }  # fmt: skip
-        data = Dataset.from_dict({"input_ids": ids})
-        PPOTrainer(
-            args=arguments, processing_class=tokenizer, train_dataset=data, callbacks=[Clock()], **models
-        ).train()
+        trl_trainer(folder, updates, output, Clock()).train()
     speeds = [BATCH / (later - earlier) for earlier, later in pairwise(ends)]
     return summary(
         speeds, [BATCH / (later - earlier) for earlier, later in pairwise(cpu)], statistics.mean(lengths[1:])
     )
+
+
+def trl_trainer(folder: Path, updates: int, output: str, callback: Any) -> Any:
+    """TRL's PPOTrainer on the models and prompts of `folder`, with the settings of `run_ours`."""
+    import pandas as pd
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "sft", padding_side="left")
+    prompts = pd.read_parquet(folder / "preferences.parquet")["prompt"]
+    ids = [
+        tokenizer.apply_chat_template(list(map(dict, p)), add_generation_prompt=True, return_dict=False)
+        for p in prompts
+    ]
+    policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "sft") for _ in range(2))
+    reward, value = (
+        AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1) for _ in range(2)
+    )
+    policy.generation_config.eos_token_id = tokenizer.eos_token_id
+    arguments = PPOConfig(
+        output_dir=output, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, num_mini_batches=1,
+        num_ppo_epochs=EPOCHS, total_episodes=BATCH * updates, response_length=NEW_TOKENS, stop_token="eos",
+        temperature=TEMPERATURE, missing_eos_penalty=1.0, learning_rate=1e-6,
+        local_rollout_forward_batch_size=BATCH,
+        num_sample_generations=0, bf16=False, save_strategy="no", report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    models: dict[str, PreTrainedModel] = {
+        "model": policy, "ref_model": reference, "reward_model": reward, "value_model": value
+    }  # fmt: skip
+    data = Dataset.from_dict({"input_ids": ids})
+    return PPOTrainer(args=arguments, processing_class=tokenizer, train_dataset=data, callbacks=[callback], **models)
 
 
 def summary(speeds: list[float], per_cpu_second: list[float], length: float) -> dict[str, float]:

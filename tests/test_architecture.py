@@ -118,7 +118,6 @@ def test_the_table_goes_one_way():
         assert used <= set(order[: order.index(folder)]), folder
 
 
-@pytest.mark.xfail(strict=True, reason="the judge reads the world's gold reward, and parity/ holds a circle")
 def test_the_package_keeps_to_the_plan():
     assert violations() == set()
 

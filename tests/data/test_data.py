@@ -109,7 +109,7 @@ def test_labels_follow_the_gold_reward_with_noise(folder, tmp_path):
 
 
 def test_empty_or_impossible_sizes_are_refused_and_nothing_is_left(tmp_path):
-    with pytest.raises(InputError, match=r"data\.sft is 0"):
+    with pytest.raises(InputError, match=r"'data\.sft' is 0; it must be at least 1"):
         write_world_data(tmp_path / "data", {**SETTINGS, "sft": 0})
     with pytest.raises(InputError, match=r"data\.eval_prompts is 20000"):
         write_world_data(tmp_path / "data", {**SETTINGS, "eval_prompts": 20000})

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import responses as evaluation
 from po_dynamics.models.batches import collate, token_logps
@@ -23,7 +23,7 @@ def biased(model, bias: float):
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "llama"])
 def test_greedy_is_the_argmax_of_full_forward_passes(architecture):
-    model, tokenizer = biased(tiny.tiny_model(architecture, dtype=torch.float64), 1.0), tiny.tiny_tokenizer()
+    model, tokenizer = biased(toy.tiny_model(architecture, dtype=torch.float64), 1.0), toy.tiny_tokenizer()
     responses = evaluation.greedy_responses(model, tokenizer, PROMPTS, 12, batch_size=3)
     ended = 0
     for prompt, response in zip(PROMPTS, responses, strict=True):
@@ -37,7 +37,7 @@ def test_greedy_is_the_argmax_of_full_forward_passes(architecture):
 
 
 def test_the_models_own_generation_config_takes_no_part():
-    model, tokenizer = tiny.tiny_model(dtype=torch.float64), tiny.tiny_tokenizer()
+    model, tokenizer = toy.tiny_model(dtype=torch.float64), toy.tiny_tokenizer()
     plain = evaluation.greedy_responses(model, tokenizer, PROMPTS, 12)
     hostile = GenerationConfig(do_sample=True, repetition_penalty=9.0, min_new_tokens=9, num_beams=3, max_length=5)
     model.generation_config = hostile
@@ -48,15 +48,15 @@ def test_the_models_own_generation_config_takes_no_part():
 
 
 def test_stops_when_all_have_ended(monkeypatch):
-    model, calls = biased(tiny.tiny_model(), 1e3), []
+    model, calls = biased(toy.tiny_model(), 1e3), []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: calls.append(1) or forward(**inputs))
-    assert evaluation.greedy_responses(model, tiny.tiny_tokenizer(), PROMPTS, 12) == [[1]] * 5
+    assert evaluation.greedy_responses(model, toy.tiny_tokenizer(), PROMPTS, 12) == [[1]] * 5
     assert len(calls) == 1
 
 
 def test_room_in_the_context():
-    model, tokenizer = tiny.tiny_model(max_length=16), tiny.tiny_tokenizer()
+    model, tokenizer = toy.tiny_model(max_length=16), toy.tiny_tokenizer()
     responses = evaluation.greedy_responses(biased(model, -1e3), tokenizer, [[5] * 12, [6] * 2], 8, batch_size=1)
     assert [len(response) for response in responses] == [4, 8]
     with pytest.raises(InputError, match="a prompt has 16 tokens and the model's context is 16"):
@@ -82,8 +82,8 @@ def test_degenerate(ids, expected):
 
 
 def test_kl_is_the_sum_of_exact_token_kls():
-    tokenizer = tiny.tiny_tokenizer()
-    policy, reference = (tiny.tiny_model(seed=seed, dtype=torch.float64) for seed in (0, 1))
+    tokenizer = toy.tiny_tokenizer()
+    policy, reference = (toy.tiny_model(seed=seed, dtype=torch.float64) for seed in (0, 1))
     prompts, responses = [[5, 6], [7, 8, 9]], [[10, 11, 1], [12]]
     kl = evaluation.sequence_kl(policy, reference, collate(prompts, responses, tokenizer.pad_token_id))
     for row in range(2):
@@ -96,8 +96,8 @@ def test_kl_is_the_sum_of_exact_token_kls():
 
 def test_kl_estimates_the_kl_of_responses():
     """Against the exact KL of whole responses, by enumeration over a vocabulary of a few tokens."""
-    tokenizer = tiny.tiny_tokenizer()
-    policy, reference = (tiny.tiny_model(vocab=6, seed=seed) for seed in (0, 1))
+    tokenizer = toy.tiny_tokenizer()
+    policy, reference = (toy.tiny_model(vocab=6, seed=seed) for seed in (0, 1))
     exact, prompt = 0.0, [3, 4]
     for first in range(6):
         for second in range(6 if first != 1 else 1):
@@ -105,21 +105,20 @@ def test_kl_estimates_the_kl_of_responses():
             batch = collate([prompt], [response], 2)
             p, q = (token_logps(model, batch).sum().item() for model in (policy, reference))
             exact += torch.tensor(p).exp().item() * (p - q)
-    settings = {"max_new_tokens": 2, "batch_size": 512, "seed": 0}
     with torch.no_grad():
-        kl = evaluation.kl_to_reference(policy, reference, tokenizer, [prompt] * 2000, settings)
+        kl = evaluation.kl_to_reference(policy, reference, tokenizer, [prompt] * 2000, 2, seed=0, batch_size=512)
     error = kl.std().item() / 2000**0.5
     assert kl.mean().item() == pytest.approx(exact, abs=4 * error)
     assert error < 0.05 * exact
-    assert evaluation.kl_to_reference(policy, policy, tokenizer, [prompt] * 4, settings).abs().max() == 0
+    assert evaluation.kl_to_reference(policy, policy, tokenizer, [prompt] * 4, 2, seed=0).abs().max() == 0
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    tiny.tiny_folder(folder / "sft")
-    tiny.tiny_folder(folder / "step-5", seed=5)
-    tiny.write_prompts(folder / "prompts.parquet", 12)
+    toy.tiny_folder(folder / "sft")
+    toy.tiny_folder(folder / "step-5", seed=5)
+    toy.write_prompts(folder / "prompts.parquet", 12)
     return folder
 
 
@@ -146,7 +145,7 @@ def test_final_responses(run, tmp_path, capsys):
 
 def test_final_responses_count_what_they_leave_out(run, tmp_path, capsys):
     arguments = run / "step-5", run / "prompts.parquet", tmp_path / "d.parquet"
-    lengths = [len(row["prompt_ids"]) for row in evaluation._encode_prompts(arguments[1], tiny.tiny_tokenizer())]
+    lengths = [len(row["prompt_ids"]) for row in evaluation._encode_prompts(arguments[1], toy.tiny_tokenizer())]
     evaluation.final_responses(*arguments, {"max_new_tokens": 128 - 6}, n=50, seed=0)
     long = sum(length > 6 for length in lengths)
     assert 0 < long < 12
@@ -156,12 +155,12 @@ def test_final_responses_count_what_they_leave_out(run, tmp_path, capsys):
 
 
 def test_final_responses_that_are_all_empty(run, tmp_path):
-    model = tiny.tiny_model("llama")
+    model = toy.tiny_model("llama")
     model.lm_head.weight.data[:] = 0.0
     model.lm_head.weight.data[1] = 1.0
     norm = model.model.norm.weight.data
     norm[:] = 0.0  # all logits are equal: the first token wins
-    tokenizer = tiny.tiny_tokenizer()
+    tokenizer = toy.tiny_tokenizer()
     model.save_pretrained(tmp_path / "step-1")
     tokenizer.save_pretrained(tmp_path / "step-1")
     arguments = tmp_path / "step-1", run / "prompts.parquet", tmp_path / "d.parquet", {"max_new_tokens": 4}
@@ -178,7 +177,7 @@ def test_final_responses_that_are_all_empty(run, tmp_path):
 def test_evaluation_table(run, tmp_path):
     checkpoints = {0: run / "sft", 5: run / "step-5"}
     arguments = checkpoints, run / "sft", "toy:words", run / "prompts.parquet", tmp_path / "r.parquet"
-    evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9, "seed": 0})
+    evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9})
     table = pd.read_parquet(tmp_path / "r.parquet")
     columns = ["step", "id", "instruction", "response", "n_tokens", "ended", "kl", "reward", "degenerate"]
     assert table.columns.tolist() == columns
@@ -190,12 +189,12 @@ def test_evaluation_table(run, tmp_path):
     assert table["reward"].tolist() == [float(len(text.split())) for text in table["response"]]
     assert (table["n_tokens"] == table["response"].map(lambda text: len(text.split())) + table["ended"]).all()
     first = (tmp_path / "r.parquet").read_bytes()
-    evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9, "seed": 0})
+    evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9})
     assert (tmp_path / "r.parquet").read_bytes() == first
 
 
 def test_evaluation_of_a_base_model_and_without_reward(run, tmp_path):
-    tiny.tiny_folder(tmp_path / "base", tokenizer=tiny.tiny_tokenizer(pad=None, template=None), vocab=37)
+    toy.tiny_folder(tmp_path / "base", tokenizer=toy.tiny_tokenizer(pad=None, template=None), vocab=37)
     arguments = {0: tmp_path / "base"}, tmp_path / "base", None, run / "prompts.parquet", tmp_path / "r.parquet"
     evaluation.evaluate_responses(*arguments, {"max_new_tokens": 5})
     assert pd.read_parquet(tmp_path / "r.parquet")["reward"].isna().all()

@@ -9,14 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 import synthetic
-from po_dynamics.figures.registry import FIGURES, Drawing, drawings
+from po_dynamics.figures import registry
+from po_dynamics.figures.registry import FIGURES, Drawing, Figure, drawings
 
 
 def run(name, family, probe=True, model="m"):
     return SimpleNamespace(name=name, model=model, family=family, probe=probe)
 
 
-def test_each_run_has_the_figures_that_concern_it():
+def test_each_run_has_the_figures_that_concern_it(monkeypatch):
+    figures = (
+        Figure("all_{run}", "m:f"),
+        Figure("one", "m:f"),
+        Figure("probed_{run}", "m:f", final_set="heldout"),
+        Figure("offline_{run}", "m:f", families=("offline",), final_set="train"),
+        Figure("online_{run}", "m:f", families=("online",)),
+    )
+    monkeypatch.setattr(registry, "FIGURES", figures)
     runs = [
         run("dpo", "offline"),
         run("ppo", "online"),
@@ -25,15 +34,21 @@ def test_each_run_has_the_figures_that_concern_it():
     ]
     found = drawings(runs, {"offline": ["heldout", "train"], "online": ["heldout"]})
     assert {file for model, file in found if model == "m"} == {
-        *("figure_1_dpo", "figure_2_ppo", "figure_3_ppo", "figure_4", "figure_7_dpo", "prediction_dpo"),
-        *("prediction_ppo", "training_dpo", "training_ppo", "training_ipo"),
+        *("all_dpo", "all_ppo", "all_ipo", "one", "probed_dpo", "probed_ppo", "offline_dpo", "online_ppo")
     }
-    assert [file for model, file in found if model == "n"] == [
-        *("figure_1_dpo", "figure_4", "figure_7_dpo", "prediction_dpo", "training_dpo")
-    ]
+    assert [file for model, file in found if model == "n"] == ["all_dpo", "one", "probed_dpo", "offline_dpo"]
     assert all((drawing.model, drawing.file) == key for key, drawing in found.items())
     held_out_only = drawings(runs, {"offline": ["heldout"], "online": ["heldout"]})
-    assert {file for _, file in found} - {file for _, file in held_out_only} == {"figure_7_dpo"}
+    assert {file for _, file in found} - {file for _, file in held_out_only} == {"offline_dpo"}
+
+
+def test_the_papers_figures_are_of_the_runs_that_they_are_about():
+    found = drawings([run("dpo", "offline"), run("ppo", "online")], {"offline": ["heldout", "train"], "online": []})
+    papers = {file for _, file in found if file.startswith("figure_")}
+    assert papers == {"figure_1_dpo", "figure_4", "figure_7_dpo"}
+    found = drawings([run("dpo", "offline"), run("ppo", "online")], {"offline": [], "online": ["heldout"]})
+    papers = {file for _, file in found if file.startswith("figure_")}
+    assert papers == {"figure_2_ppo", "figure_3_ppo", "figure_4"}
 
 
 def function(drawing):

@@ -24,6 +24,8 @@ SETTINGS = {
     "checkpoints": [0, 2, 3, 6],
 }
 
+REFERENCE = {key: SETTINGS[key] for key in ("micro_batch_size", "max_length", "precision")}
+
 
 def make_model(folder, seed=0):
     return tiny_folder(folder, seed=seed, dropout=0.1, max_length=64)
@@ -36,7 +38,7 @@ def make_pairs(path, **fourth):
 def make_world(root):
     make_model(root / "sft")
     make_pairs(root / "preferences.parquet")
-    compute_reference(root / "sft", root / "preferences.parquet", root / "reference.parquet", SETTINGS)
+    compute_reference(root / "sft", root / "preferences.parquet", root / "reference.parquet", REFERENCE)
     return root
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import toy as tiny
+import toy
 from po_dynamics.training import reward as reward_stage
 from po_dynamics.training import sft as sft_stage
 
@@ -15,9 +15,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def make_world(folder: Path) -> None:
-    tiny.tiny_folder(folder / "base", dropout=0.0)
-    tiny.write_sft(folder / "sft.parquet", 40)
-    tiny.write_preferences(folder / "preferences.parquet", 40)
+    toy.tiny_folder(folder / "base", dropout=0.0)
+    toy.write_sft(folder / "sft.parquet", 40)
+    toy.write_preferences(folder / "preferences.parquet", 40)
 
 
 def sft(world: Path, folder: Path, **changes: Any) -> None:
@@ -27,5 +27,9 @@ def sft(world: Path, folder: Path, **changes: Any) -> None:
 def reward(world: Path, folder: Path, **changes: Any) -> None:
     reward_stage.SAMPLES = 24
     reward_stage.train_reward(
-        world / "base", world / "preferences.parquet", folder / "output", folder / "state", SETTINGS | changes
+        world / "base",
+        world / "preferences.parquet",
+        folder / "output",
+        folder / "state",
+        {"source": "train", **SETTINGS, **changes},
     )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub
 from po_dynamics.models.batches import collate, token_logps
@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-PROMPT = tiny.user("what is the fox ?")
-ANSWER = tiny.assistant("the fox is red .")[0]
+PROMPT = toy.user("what is the fox ?")
+ANSWER = toy.assistant("the fox is red .")[0]
 LLAMA_LIKE = (
     "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<eos>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -43,11 +43,11 @@ def byte_tokenizer(**names: str) -> PreTrainedTokenizerFast:
 
 
 HOSTILE = {
-    "no pad": lambda: tiny.tiny_tokenizer(pad=None),
-    "pad is eos": lambda: tiny.tiny_tokenizer(pad="<eos>"),
-    "no template": lambda: tiny.tiny_tokenizer(pad=None, template=None),
-    "broken template": lambda: tiny.tiny_tokenizer(template="{{ messages[9]['content'] }}"),
-    "template without eos": lambda: tiny.tiny_tokenizer(template="{{ messages[0]['content'] }}"),
+    "no pad": lambda: toy.tiny_tokenizer(pad=None),
+    "pad is eos": lambda: toy.tiny_tokenizer(pad="<eos>"),
+    "no template": lambda: toy.tiny_tokenizer(pad=None, template=None),
+    "broken template": lambda: toy.tiny_tokenizer(template="{{ messages[9]['content'] }}"),
+    "template without eos": lambda: toy.tiny_tokenizer(template="{{ messages[0]['content'] }}"),
     "template ends after eos": lambda: byte_tokenizer(chat_template=LLAMA_LIKE.replace("<eos>", "<|endoftext|>")),
     "bytes, pad is eos": lambda: byte_tokenizer(pad_token="<|endoftext|>"),
     "pythia": lambda: byte_tokenizer(special="<|padding|>", bos_token="<|endoftext|>"),
@@ -63,7 +63,7 @@ def test_hostile_tokenizer_ends_dedicated(tmp_path, name, side):
     tokenizer = HOSTILE[name]()
     tokenizer.padding_side = side
     size = len(tokenizer)
-    model = tiny.tiny_model(vocab=size, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    model = toy.tiny_model(vocab=size, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
     before = model(input_ids=torch.arange(5)[None]).logits
     prepare_tokenizer(tokenizer, model)
     model.save_pretrained(tmp_path)
@@ -86,7 +86,7 @@ def test_hostile_tokenizer_ends_dedicated(tmp_path, name, side):
 
 
 def test_preparing_twice_changes_nothing():
-    tokenizer, model = tiny.tiny_tokenizer(pad=None), tiny.tiny_model(vocab=37)
+    tokenizer, model = toy.tiny_tokenizer(pad=None), toy.tiny_model(vocab=37)
     prepare_tokenizer(tokenizer, model)
     template, size, weights = tokenizer.chat_template, len(tokenizer), model.get_input_embeddings().weight.clone()
     prepare_tokenizer(tokenizer, model)
@@ -95,31 +95,31 @@ def test_preparing_twice_changes_nothing():
 
 
 def test_new_rows_are_the_mean():
-    model = tiny.tiny_model(vocab=37)
+    model = toy.tiny_model(vocab=37)
     mean = model.get_output_embeddings().weight.mean(0)
-    prepare_tokenizer(tiny.tiny_tokenizer(pad=None), model)
+    prepare_tokenizer(toy.tiny_tokenizer(pad=None), model)
     torch.testing.assert_close(model.get_output_embeddings().weight[37], mean)
 
 
 def test_good_tokenizer_keeps_its_template():
-    tokenizer = tiny.tiny_tokenizer()
-    prepare_tokenizer(tokenizer, tiny.tiny_model())
-    assert tokenizer.chat_template == tiny.TEMPLATE
+    tokenizer = toy.tiny_tokenizer()
+    prepare_tokenizer(tokenizer, toy.tiny_model())
+    assert tokenizer.chat_template == toy.TEMPLATE
     assert tokenizer.pad_token == "<pad>"
 
 
 def test_tokenizer_without_eos_is_refused():
     with pytest.raises(InputError, match="no EOS token"):
-        prepare_tokenizer(tiny.tiny_tokenizer(eos=None), tiny.tiny_model())
+        prepare_tokenizer(toy.tiny_tokenizer(eos=None), toy.tiny_model())
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        (tiny.tiny_tokenizer(pad="<eos>"), "the pad token is '<eos>'"),
-        (tiny.tiny_tokenizer(pad=None), "the pad token is None"),
-        (tiny.tiny_tokenizer(template=None), "no chat template"),
-        (tiny.tiny_tokenizer(eos=None), "no EOS token"),
+        (toy.tiny_tokenizer(pad="<eos>"), "the pad token is '<eos>'"),
+        (toy.tiny_tokenizer(pad=None), "the pad token is None"),
+        (toy.tiny_tokenizer(template=None), "no chat template"),
+        (toy.tiny_tokenizer(eos=None), "no EOS token"),
     ],
 )
 def test_unprepared_tokenizer_is_refused(tmp_path, tokenizer, message):
@@ -138,7 +138,7 @@ def test_folder_without_tokenizer(tmp_path):
 
 def test_response_where_a_token_would_span_the_boundary():
     tokenizer = byte_tokenizer(special="<|padding|>")
-    prepare_tokenizer(tokenizer, tiny.tiny_model(vocab=len(tokenizer)))
+    prepare_tokenizer(tokenizer, toy.tiny_model(vocab=len(tokenizer)))
     assert "\n\n" in [tokenizer.decode([i]) for i in range(len(tokenizer))]
     answer = {"role": "assistant", "content": "\nthe fox"}
     prompt_ids, ids = encode_prompt(tokenizer, PROMPT), encode_response(tokenizer, PROMPT, answer)
@@ -149,8 +149,8 @@ def test_response_where_a_token_would_span_the_boundary():
 
 def test_several_turns():
     tokenizer = byte_tokenizer(special="<|padding|>")
-    prepare_tokenizer(tokenizer, tiny.tiny_model(vocab=len(tokenizer)))
-    messages = [{"role": "system", "content": "Be brief."}, *PROMPT, ANSWER, *tiny.user("and the owl ?")]
+    prepare_tokenizer(tokenizer, toy.tiny_model(vocab=len(tokenizer)))
+    messages = [{"role": "system", "content": "Be brief."}, *PROMPT, ANSWER, *toy.user("and the owl ?")]
     assert tokenizer.decode(encode_prompt(tokenizer, messages)) == (
         "<|system|>\nBe brief.<|endoftext|>\n<|user|>\nwhat is the fox ?<|endoftext|>\n<|assistant|>\n"
         "the fox is red .<|endoftext|>\n<|user|>\nand the owl ?<|endoftext|>\n<|assistant|>\n"
@@ -158,7 +158,7 @@ def test_several_turns():
 
 
 def test_template_that_refuses_the_messages():
-    tokenizer = tiny.tiny_tokenizer(template="{{ raise_exception('roles must alternate') }}")
+    tokenizer = toy.tiny_tokenizer(template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(InputError, match="roles must alternate"):
         encode_prompt(tokenizer, PROMPT)
 
@@ -169,7 +169,7 @@ def test_template_that_refuses_the_messages():
 @pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "llama"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_load(tmp_path, architecture, attention):
-    folder = tiny.tiny_folder(tmp_path / "m", architecture, dropout=0.3)
+    folder = toy.tiny_folder(tmp_path / "m", architecture, dropout=0.3)
     model = load_model(folder, attention=attention, dtype="float64", device="cpu")
     assert model.config._attn_implementation == attention
     assert model.dtype == torch.float64
@@ -206,7 +206,7 @@ def spoil(weights: dict) -> None:
 )
 @pytest.mark.parametrize("load", [load_model, Critic.from_pretrained])
 def test_broken_folder(tmp_path, damage, message, load):
-    folder = tiny.tiny_folder(tmp_path / "m")
+    folder = toy.tiny_folder(tmp_path / "m")
     damage(folder)
     if load is not load_model and "weights are missing" in message:
         message = "2 weights are missing"  # the head of a causal model's folder is, too
@@ -219,13 +219,13 @@ def test_broken_folder(tmp_path, damage, message, load):
 
 
 def test_vocabulary_of_another_model(tmp_path):
-    tiny.tiny_folder(tmp_path, vocab=30)
+    toy.tiny_folder(tmp_path, vocab=30)
     with pytest.raises(InputError, match="the tokenizer has 38 tokens and the model 30 embeddings"):
         load_model(tmp_path)
 
 
 def test_damaged_weights_are_found_without_loading_them(tmp_path):
-    folder = tiny.tiny_folder(tmp_path / "m")
+    folder = toy.tiny_folder(tmp_path / "m")
     check_folder(folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated or broken"):
@@ -233,7 +233,7 @@ def test_damaged_weights_are_found_without_loading_them(tmp_path):
 
 
 def test_length_in_the_context():
-    model = tiny.tiny_model()
+    model = toy.tiny_model()
     context = model.config.max_position_embeddings
     assert context_length(model) == context_length(model.config) == context
     assert usable_length(model, None) == context
@@ -246,9 +246,9 @@ def test_length_in_the_context():
 
 
 def test_download_copies_a_local_folder(tmp_path):
-    folder = tiny.tiny_folder(tmp_path / "published")
+    folder = toy.tiny_folder(tmp_path / "published")
     hub.download_base({"source": "hub", "name": str(folder)}, tmp_path / "base")
-    assert set(tiny.same_files(folder, tmp_path / "base")) == {"source.json"}
+    assert set(toy.same_files(folder, tmp_path / "base")) == {"source.json"}
     load_model(tmp_path / "base", device="cpu")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
@@ -260,7 +260,7 @@ def test_download_copies_a_local_folder(tmp_path):
 @pytest.mark.parametrize("name", ["pythia", "qwen", "bytes, pad is eos"])
 def test_a_downloaded_base_model_is_prepared(tmp_path, name, spare_rows):
     tokenizer = HOSTILE[name]()
-    model = tiny.tiny_model(vocab=len(tokenizer) + spare_rows, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
+    model = toy.tiny_model(vocab=len(tokenizer) + spare_rows, eos_token_id=tokenizer.eos_token_id, pad_token_id=None)
     tokenizer.save_pretrained(tmp_path / "published")
     model.save_pretrained(tmp_path / "published")
     hub.download_base({"source": "hub", "name": str(tmp_path / "published")}, tmp_path / "base")
@@ -281,7 +281,7 @@ def test_batch_masks_come_from_lengths():
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "qwen3", "llama"])
 def test_token_logps_do_not_depend_on_padding(architecture):
-    model = tiny.tiny_model(architecture, dtype=torch.float64)
+    model = toy.tiny_model(architecture, dtype=torch.float64)
     prompts, responses = [[5, 6, 7], [9]], [[8, 1], [10, 11, 12, 13, 1]]
     together = token_logps(model, collate(prompts, responses, 2))
     for row in range(2):

@@ -3,16 +3,19 @@
 import math
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from documents import python_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from po_dynamics.errors import InputError
 from po_dynamics.objectives import declaration, registry
+from po_dynamics.objectives import pairs as pairs_module
 from po_dynamics.objectives.components import components, groups, thresholds
 from po_dynamics.objectives.declaration import REQUIRED, Fraction, offline
 from po_dynamics.objectives.pairs import Pairs, PairTerms
@@ -201,6 +204,23 @@ def test_online_coefficients_are_the_gradient(name, quantiles, step):
     for tensor in terms:
         assert (tensor[~batch.mask_BT] == 0).all()
         assert not tensor.requires_grad
+
+
+def test_the_example_of_the_document_is_the_gradient_of_its_loss(monkeypatch):
+    monkeypatch.setattr(declaration, "DECLARED", {})
+    function, loss = python_of("extending.md", "An objective")
+    exec(function, dict(vars(pairs_module)))
+    (declared,) = declaration.DECLARED.values()
+    logps, mask, lengths, reference = token_pairs()
+    terms = declared.bind({"beta": 0.3})(as_pairs(logps, lengths, reference), 0)
+    d_plus, d_minus = (logps.sum(1) - reference).chunk(2)
+    textbook = {"name": declared.name, "beta": 0.3, "d_plus": d_plus, "d_minus": d_minus, "torch": torch}
+    exec(f"def given():\n{textwrap.indent(loss, '    ')}", textbook)
+    (expected,) = torch.autograd.grad(textbook["given"](), logps)
+    actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / len(terms.loss_N)
+    assert 0 < (actual != 0).sum() < mask.sum()  # the hinge is open for some pairs and closed for others
+    torch.testing.assert_close(actual, expected * mask, atol=1e-10, rtol=0)
+    torch.testing.assert_close(terms.loss_N.mean(), textbook["given"]().detach(), atol=1e-10, rtol=1e-10)
 
 
 def test_every_objective_is_tested():

@@ -324,7 +324,7 @@ def _check_against_formulas(sample: probe_rollouts.RolloutSample) -> None:
         ({"reward": "no.such.module:f"}, "no.such"),
         ({"reward": "/no/such/folder"}, "no such folder"),
         ({"policy": Path("/no/such/folder")}, "is not a folder"),
-        ({"prompts": Path("/no/such/file")}, "no such file"),
+        ({"prompts": Path("/no/such/file")}, "/no/such/file does not exist"),
     ],
 )
 def test_bad_input_is_one_line(changes: dict[str, Any], message: str, world: dict[str, Path], tmp_path: Path) -> None:

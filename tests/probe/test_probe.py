@@ -202,8 +202,8 @@ def offline(root: Path, output: Path, state: Path, **changes):
     }
     rewards = changes.pop("rewards", None)
     arguments |= changes
-    arguments["settings"] = ProbeSettings.of(arguments["settings"], "probe")
-    probe_offline(ProbedRun(**arguments), rewards)
+    settings = ProbeSettings.of(arguments["settings"], "probe")
+    probe_offline(ProbedRun(**arguments | {"settings": settings}), rewards)
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.errors import InputError
 from po_dynamics.storage.atomic import atomic_file, atomic_folder
 from po_dynamics.storage.checkpoints import save_step
@@ -47,9 +47,9 @@ def test_killed_block_leaves_nothing_that_looks_complete_and_is_cleaned(tmp_path
     def write() -> None:
         with atomic_folder(tmp_path / "a") as folder:
             (folder / "f").write_text("half")
-            tiny.die()
+            toy.die()
 
-    assert tiny.in_child(write) == -signal.SIGKILL
+    assert toy.in_child(write) == -signal.SIGKILL
     assert not (tmp_path / "a").exists()
     assert len(names(tmp_path)) == 1  # the temporary of the dead process
     with atomic_folder(tmp_path / "a") as folder:
@@ -136,9 +136,9 @@ def stepped(model: torch.nn.Module) -> torch.optim.AdamW:
 
 
 def test_step_checkpoint_holds_weights_and_second_moments(tmp_path):
-    model, tokenizer = tiny.tiny_model(), tiny.tiny_tokenizer()
+    model, tokenizer = toy.tiny_model(), toy.tiny_tokenizer()
     optimizer = stepped(model)
-    save_step(model, tokenizer, tmp_path / "step-3", optimizer=optimizer, critic=tiny.tiny_model(seed=1))
+    save_step(model, tokenizer, tmp_path / "step-3", optimizer=optimizer, critic=toy.tiny_model(seed=1))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-3")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     moments = load_file(tmp_path / "step-3/exp_avg_sq.safetensors")
@@ -152,17 +152,17 @@ def test_step_checkpoint_holds_weights_and_second_moments(tmp_path):
 
 
 def test_step_zero_has_no_optimizer_and_bfloat16_is_saved_as_float32(tmp_path):
-    model = tiny.tiny_model(dtype=torch.bfloat16)
+    model = toy.tiny_model(dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters())
-    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-0", optimizer=optimizer)
+    save_step(model, toy.tiny_tokenizer(), tmp_path / "step-0", optimizer=optimizer)
     assert not (tmp_path / "step-0/optimizer.json").exists()
     assert {value.dtype for value in load_file(tmp_path / "step-0/model.safetensors").values()} == {torch.float32}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "step-0").dtype == torch.float32
 
 
 def test_checkpoint_of_a_tied_model_loads(tmp_path):
-    model = tiny.tiny_model("llama", tie_word_embeddings=True)
-    save_step(model, tiny.tiny_tokenizer(), tmp_path / "step-1", optimizer=stepped(model))
+    model = toy.tiny_model("llama", tie_word_embeddings=True)
+    save_step(model, toy.tiny_tokenizer(), tmp_path / "step-1", optimizer=stepped(model))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "step-1")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
     assert again.lm_head.weight is again.model.embed_tokens.weight

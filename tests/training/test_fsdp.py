@@ -13,7 +13,7 @@ import tiny_fsdp
 import tiny_offline
 import tiny_ppo
 import tiny_sft
-import toy as tiny
+import toy
 import yaml
 from accelerate.state import AcceleratorState
 from po_dynamics.objectives.registry import bind
@@ -78,7 +78,7 @@ def test_step_checkpoint_is_that_of_the_whole_model(tmp_path: Path) -> None:
     assert status == 0, output
     assert (tmp_path / "sharded/exp_avg_sq.safetensors").exists()
     assert (tmp_path / "sharded/critic/model.safetensors").exists()
-    assert tiny.same_files(tmp_path / "sharded", tmp_path / "whole") == []
+    assert toy.same_files(tmp_path / "sharded", tmp_path / "whole") == []
 
 
 def test_ppo_sharded_and_interrupted(tmp_path: Path) -> None:

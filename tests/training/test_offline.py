@@ -11,7 +11,17 @@ from po_dynamics.data.preferences import encode_pairs
 from po_dynamics.errors import InputError
 from po_dynamics.training.reference import compute_reference, read_reference
 from safetensors.torch import load_file
-from tiny_offline import SETTINGS, assert_same_files, log_of, make_model, make_pairs, make_world, train, weights
+from tiny_offline import (
+    REFERENCE,
+    SETTINGS,
+    assert_same_files,
+    log_of,
+    make_model,
+    make_pairs,
+    make_world,
+    train,
+    weights,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -161,7 +171,7 @@ def test_first_step_goes_on(world, run, tmp_path):
 
 def test_without_sft(world, tmp_path):
     make_model(tmp_path / "base", seed=3)
-    compute_reference(tmp_path / "base", world / "preferences.parquet", tmp_path / "reference.parquet", SETTINGS)
+    compute_reference(tmp_path / "base", world / "preferences.parquet", tmp_path / "reference.parquet", REFERENCE)
     a = read_reference(tmp_path / "reference.parquet", ["p0"])
     assert a != read_reference(world / "reference.parquet", ["p0"])
 

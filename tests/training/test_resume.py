@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.storage.state import TrainingLog
@@ -77,7 +77,7 @@ def train(folder: Path, *callbacks, data=None, steps: int = STEPS) -> Noisy:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    assert tiny.in_child(lambda: train(folder)) == 0
+    assert toy.in_child(lambda: train(folder)) == 0
     return folder
 
 
@@ -88,8 +88,8 @@ def check(whole: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(("event", "step"), [("on_step_end", 5), ("on_log", 10), ("on_pre_optimizer_step", 6)])
 def test_killed_at_a_step(whole, tmp_path, step, event):
-    assert tiny.in_child(lambda: train(tmp_path, Hook(event, step, tiny.die))) == -9
-    assert tiny.in_child(lambda: train(tmp_path)) == 0
+    assert toy.in_child(lambda: train(tmp_path, Hook(event, step, toy.die))) == -9
+    assert toy.in_child(lambda: train(tmp_path)) == 0
     check(whole, tmp_path)
 
 
@@ -101,49 +101,49 @@ def test_killed_while_saving(whole, tmp_path, part, step, monkeypatch):
     def save_or_die(content, file, *args, **kwargs):
         if str(file).endswith(f"checkpoint-{step}/{part}"):
             Path(file).write_bytes(b"half a file")
-            tiny.die()
+            toy.die()
         save(content, file, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", save_or_die)
-    assert tiny.in_child(lambda: train(tmp_path)) == -9
+    assert toy.in_child(lambda: train(tmp_path)) == -9
     assert (tmp_path / f"state/checkpoint-{step}").exists()
     monkeypatch.undo()
-    assert tiny.in_child(lambda: train(tmp_path)) == 0
+    assert toy.in_child(lambda: train(tmp_path)) == 0
     check(whole, tmp_path)
 
 
 def test_killed_before_the_marker_and_before_pruning(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "write_json", lambda *a: tiny.die())
-    assert tiny.in_child(lambda: train(tmp_path)) == -9
+    monkeypatch.setattr(resume, "write_json", lambda *a: toy.die())
+    assert toy.in_child(lambda: train(tmp_path)) == -9
     monkeypatch.undo()
-    monkeypatch.setattr(resume, "remove", lambda path: tiny.die() if path.name == "checkpoint-5" else None)
+    monkeypatch.setattr(resume, "remove", lambda path: toy.die() if path.name == "checkpoint-5" else None)
     (tmp_path / "state/checkpoint-5/optimizer.pt").unlink()  # it has no marker, so nobody may read it
-    assert tiny.in_child(lambda: train(tmp_path)) == -9
+    assert toy.in_child(lambda: train(tmp_path)) == -9
     monkeypatch.undo()
-    assert tiny.in_child(lambda: train(tmp_path)) == 0
+    assert toy.in_child(lambda: train(tmp_path)) == 0
     check(whole, tmp_path)
 
 
 @pytest.mark.parametrize("step", [3, 11])
 def test_terminated_saves_first_and_goes_on(whole, tmp_path, step):
     stop = Hook("on_step_begin", step, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert tiny.in_child(lambda: train(tmp_path, stop)) == 143
+    assert toy.in_child(lambda: train(tmp_path, stop)) == 143
     assert [f.name for f in (tmp_path / "state").glob("checkpoint-*")] == [f"checkpoint-{step + 1}"]
-    assert tiny.in_child(lambda: train(tmp_path)) == 0
+    assert toy.in_child(lambda: train(tmp_path)) == 0
     check(whole, tmp_path)
 
 
 def test_finished_training_takes_no_further_step(whole, tmp_path):
     for _ in range(2):
-        assert tiny.in_child(lambda: train(tmp_path)) == 0
+        assert toy.in_child(lambda: train(tmp_path)) == 0
         check(whole, tmp_path)
 
 
 def test_killed_again_and_again_at_random(whole, tmp_path):
     times = random.Random(0)
     for _ in range(4):
-        tiny.in_child(lambda: train(tmp_path), signal_after=times.uniform(0.01, 0.25))
-    assert tiny.in_child(lambda: train(tmp_path)) == 0
+        toy.in_child(lambda: train(tmp_path), signal_after=times.uniform(0.01, 0.25))
+    assert toy.in_child(lambda: train(tmp_path)) == 0
     check(whole, tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_rows_of_a_batch_have_similar_lengths():
 
 
 def test_snapshots_at_the_given_steps(tmp_path):
-    model, tokenizer = tiny.tiny_model(), tiny.tiny_tokenizer()
+    model, tokenizer = toy.tiny_model(), toy.tiny_tokenizer()
 
     def collate_ids(examples: list[dict]) -> dict:
         ids = torch.tensor([example["ids"] for example in examples])
@@ -209,7 +209,7 @@ def test_snapshots_at_the_given_steps(tmp_path):
     steps = Snapshots(tmp_path / "checkpoints", [100, 103, 104], tokenizer, first_step=100)
     train_resumably(trainer, tmp_path, save_every=10, callbacks=[steps], first_step=100)
     assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["step-100", "step-103", "step-104"]
-    load = tiny.AutoModelForCausalLM.from_pretrained
+    load = toy.AutoModelForCausalLM.from_pretrained
     first, last = load(tmp_path / "checkpoints/step-100"), load(tmp_path / "checkpoints/step-104")
     assert all(torch.equal(before[name], value) for name, value in first.state_dict().items())
     assert all(torch.equal(model.state_dict()[name], value) for name, value in last.state_dict().items())

@@ -9,7 +9,7 @@ import signal
 import pandas as pd
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub, reward_models
@@ -28,8 +28,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
-    tiny.tiny_folder(folder / "sft")
-    tiny.write_preferences(folder / "preferences.parquet", 80)
+    toy.tiny_folder(folder / "sft")
+    toy.write_preferences(folder / "preferences.parquet", 80)
     return folder
 
 
@@ -51,12 +51,12 @@ def whole(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     import trl  # noqa: F401  (so that every forked child has it)
 
-    assert tiny.in_child(lambda: train(inputs, folder)) == 0
+    assert toy.in_child(lambda: train(inputs, folder)) == 0
     return folder / "reward"
 
 
 def rows_of(inputs):
-    rows, _ = reward.encode_rows(inputs / "preferences.parquet", tiny.tiny_tokenizer(), 128)
+    rows, _ = reward.encode_rows(inputs / "preferences.parquet", toy.tiny_tokenizer(), 128)
     return rows
 
 
@@ -131,7 +131,7 @@ def test_head_depends_on_the_seed_only(inputs):
 
 def test_long_pairs_are_dropped_and_counted(inputs, capsys):
     lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows_of(inputs)]
-    rows, dropped = reward.encode_rows(inputs / "preferences.parquet", tiny.tiny_tokenizer(), 12)
+    rows, dropped = reward.encode_rows(inputs / "preferences.parquet", toy.tiny_tokenizer(), 12)
     assert dropped == sum(length > 12 for length in lengths) == 80 - len(rows) > 0
     assert f"{dropped} pairs are longer than 12 tokens" in capsys.readouterr().err
 
@@ -140,36 +140,34 @@ def test_long_pairs_are_dropped_and_counted(inputs, capsys):
 def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     times = random.Random(2)
     for signal_number in (signal.SIGKILL, signal.SIGTERM):
-        tiny.in_child(
-            lambda: train(inputs, tmp_path), signal_after=times.uniform(0.4, 1.5), signal_number=signal_number
-        )
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == 0
-    assert tiny.same_files(whole, tmp_path / "reward") == []
+        toy.in_child(lambda: train(inputs, tmp_path), signal_after=times.uniform(0.4, 1.5), signal_number=signal_number)
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == 0
+    assert toy.same_files(whole, tmp_path / "reward") == []
 
 
 @pytest.mark.e2e
 def test_killed_in_the_middle_ends_the_same(inputs, whole, tmp_path, monkeypatch):
     append = state.TrainingLog.append
     monkeypatch.setattr(
-        state.TrainingLog, "append", lambda log, step, row: tiny.die() if step == 14 else append(log, step, row)
+        state.TrainingLog, "append", lambda log, step, row: toy.die() if step == 14 else append(log, step, row)
     )
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
     assert [f.name for f in (tmp_path / "state").glob("checkpoint-*")] == ["checkpoint-8"]
     monkeypatch.undo()
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == 0
-    assert tiny.same_files(whole, tmp_path / "reward") == []
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == 0
+    assert toy.same_files(whole, tmp_path / "reward") == []
 
 
 def one_prompt(folder):
     table = pd.read_parquet(folder / "preferences.parquet")
-    table["prompt"] = [tiny.user("the fox ?")] * len(table)
+    table["prompt"] = [toy.user("the fox ?")] * len(table)
     table.to_parquet(folder / "preferences.parquet")
 
 
 @pytest.mark.parametrize(
     ("damage", "changes", "message"),
     [
-        (lambda f: tiny.tiny_tokenizer(pad="<eos>").save_pretrained(f / "sft"), {}, "the pad token is '<eos>'"),
+        (lambda f: toy.tiny_tokenizer(pad="<eos>").save_pretrained(f / "sft"), {}, "the pad token is '<eos>'"),
         (lambda f: (f / "sft/model.safetensors").unlink(), {}, "has no weights"),
         (lambda f: None, {"max_length": 5}, "0 pairs fit into 5 tokens"),
         (one_prompt, {}, "share one prompt"),
@@ -185,4 +183,4 @@ def test_bad_input(inputs, tmp_path, damage, changes, message):
 
 def test_download_copies_a_local_folder(whole, tmp_path):
     hub.download({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
-    assert tiny.same_files(whole, tmp_path / "rm") == ["source.json"]
+    assert toy.same_files(whole, tmp_path / "rm") == ["source.json"]

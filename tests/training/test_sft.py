@@ -9,7 +9,7 @@ import signal
 import pandas as pd
 import pytest
 import torch
-import toy as tiny
+import toy
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model
@@ -28,8 +28,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
-    tiny.tiny_folder(folder / "base", tokenizer=tiny.tiny_tokenizer(pad=None), vocab=37, dropout=0.1)
-    tiny.write_sft(folder / "sft.parquet")
+    toy.tiny_folder(folder / "base", tokenizer=toy.tiny_tokenizer(pad=None), vocab=37, dropout=0.1)
+    toy.write_sft(folder / "sft.parquet")
     return folder
 
 
@@ -42,7 +42,7 @@ def whole(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     import trl  # so that every forked child has it  # noqa: F401
 
-    assert tiny.in_child(lambda: train(inputs, folder)) == 0
+    assert toy.in_child(lambda: train(inputs, folder)) == 0
     return folder
 
 
@@ -77,7 +77,7 @@ def test_first_loss_is_the_mean_nll_of_the_completion_tokens(inputs, whole):
 
 @pytest.mark.parametrize("loss_on", ["completion", "all"])
 def test_labels(inputs, loss_on):
-    tokenizer = tiny.tiny_tokenizer()
+    tokenizer = toy.tiny_tokenizer()
     rows, _ = sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, loss_on)
     table = pd.read_parquet(inputs / "sft.parquet")
     assert len(rows) == 24
@@ -90,7 +90,7 @@ def test_labels(inputs, loss_on):
 
 
 def test_long_rows_are_cut_or_dropped_and_counted(inputs, capsys):
-    tokenizer = tiny.tiny_tokenizer()
+    tokenizer = toy.tiny_tokenizer()
     lengths = [len(r["input_ids"]) for r in sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, "all")[0]]
     rows, counts = sft.encode_rows(inputs / "sft.parquet", tokenizer, 8, "completion")
     assert counts["rows"] + counts["dropped"] == 24
@@ -105,12 +105,10 @@ def test_long_rows_are_cut_or_dropped_and_counted(inputs, capsys):
 def test_killed_at_random_and_terminated_ends_the_same(inputs, whole, tmp_path):
     times = random.Random(1)
     for signal_number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-        tiny.in_child(
-            lambda: train(inputs, tmp_path), signal_after=times.uniform(0.2, 1.2), signal_number=signal_number
-        )
-        assert not (tmp_path / "sft").exists() or not tiny.same_files(whole / "sft", tmp_path / "sft")
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == 0
-    assert tiny.same_files(whole / "sft", tmp_path / "sft") == []
+        toy.in_child(lambda: train(inputs, tmp_path), signal_after=times.uniform(0.2, 1.2), signal_number=signal_number)
+        assert not (tmp_path / "sft").exists() or not toy.same_files(whole / "sft", tmp_path / "sft")
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == 0
+    assert toy.same_files(whole / "sft", tmp_path / "sft") == []
 
 
 @pytest.mark.e2e
@@ -119,17 +117,17 @@ def test_killed_at_the_worst_moments(inputs, whole, tmp_path, moment, monkeypatc
     if moment == "step":
         append = state.TrainingLog.append
         monkeypatch.setattr(
-            state.TrainingLog, "append", lambda log, step, row: tiny.die() if step == 5 else append(log, step, row)
+            state.TrainingLog, "append", lambda log, step, row: toy.die() if step == 5 else append(log, step, row)
         )
     else:
-        monkeypatch.setattr(checkpoints.shutil, "copy2", lambda *a: tiny.die())
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
+        monkeypatch.setattr(checkpoints.shutil, "copy2", lambda *a: toy.die())
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == -signal.SIGKILL
     assert not (tmp_path / "sft").exists()
     kept = {"step": "checkpoint-3", "publication": "checkpoint-8"}[moment]
     assert [f.name for f in (tmp_path / "state").glob("checkpoint-*")] == [kept]
     monkeypatch.undo()
-    assert tiny.in_child(lambda: train(inputs, tmp_path)) == 0
-    assert tiny.same_files(whole / "sft", tmp_path / "sft") == []
+    assert toy.in_child(lambda: train(inputs, tmp_path)) == 0
+    assert toy.same_files(whole / "sft", tmp_path / "sft") == []
 
 
 def test_bf16_moves_float32_weights_at_a_tiny_learning_rate(inputs, tmp_path):

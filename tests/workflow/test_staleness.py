@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT, clone, edit, plan, snakemake
+from documents import python_of
 
 PACKAGE = Path("workflow/po_dynamics")
 CONFIGURATION = Path("config/smoke.yaml")
@@ -35,23 +36,22 @@ def replaced(file: Path, old: str, new: str) -> Callable[[Path], None]:
     return lambda root: edit(root / file, old, new)
 
 
-OBJECTIVE = """
-
-@offline
-def mine(pairs: Pairs, step: int) -> PairTerms:
-    return dpo(pairs, step, beta=1.0)
-"""
 DPO = "  dpo: {objective: dpo, probe: true, parameters: {beta: 0.1}}\n"
 # The edits by the beginning of their row in the table.
 EDITS = {
     "the harness": statement("harness/job.py"),
     "where files lie": appended(PACKAGE / "storage/layout.py", '\nMINE = RUN + "/mine"\n'),
-    "a new objective": appended(PACKAGE / "objectives/pairs.py", OBJECTIVE),
+    "a new objective": appended(PACKAGE / "objectives/pairs.py", python_of("extending.md", "An objective")[0]),
     "one objective": replaced(PACKAGE / "objectives/pairs.py", "ramp(step, t1, t2)", "ramp(step + 1, t1, t2)"),
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
     "the exact bandit": statement("bandit/gradients.py"),
     "hub conversion": statement("models/hub.py"),
+    "a new figure": replaced(
+        PACKAGE / "figures/registry.py",
+        "FIGURES = (",
+        'FIGURES = (\n    Figure("weights_{run}", "training:draw_training", of_seeds=("training.csv",)),',
+    ),
     "figure style": statement("figures/style.py"),
     "statistics": statement("evaluation/stats.py"),
     "a configuration default that is not used": replaced(

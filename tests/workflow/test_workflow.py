@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from checkout import clone, edit, plan, snakemake
+import yaml
+from checkout import ROOT, clone, edit, plan, snakemake
+from po_dynamics.harness import config as configuration
 
 pytestmark = pytest.mark.e2e
+RUNS = configuration.load(yaml.safe_load((ROOT / "config/smoke.yaml").read_text())).runs.values()
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +37,8 @@ def test_every_target_is_there(results):
     for name in ("figure_1_dpo", "figure_2_ppo", "figure_3_ppo", "figure_4", "training_cdpo", "training_ppo"):
         assert (smoke / f"figures/menagerie/{name}.png").stat().st_size > 5_000
     win_rates = pd.read_csv(smoke / "tables/win_rates.csv")
-    assert set(win_rates["run"]) == {"base", "dpo", "cdpo", "ppo", "cppo_top_lambda-0.3"}
+    assert set(win_rates["run"]) == {"base", *(run.name for run in RUNS)}
+    assert "cppo_top_lambda-0.3" in set(win_rates["run"])
     assert win_rates["n_missing"].eq(0).all()
     assert win_rates["order_consistency"].eq(100).all()
 
@@ -45,7 +49,7 @@ def test_identities_hold_in_every_row_of_the_dynamics(results):
     keys = ["model", "run", "seed", "step", "final_set", "filtered"]
     whole = table[table["segment"] == "all"].set_index([*keys, "component"])["G"].unstack()
     scale = whole.abs().max(axis=1)
-    assert len(whole) == 2 * 3 * 2  # runs × steps × filtered or not
+    assert len(whole) == 2 * sum(len(run.steps) for run in RUNS if run.probe)  # filtered or not
     assert ((whole["TOT"] - whole["POS"] - whole["NEG"]).abs() <= 1e-9 * scale).all()
     assert ((whole["TOT"] - whole["TOP"] - whole["MID"] - whole["BOT"]).abs() <= 1e-9 * scale).all()
     segments = table[(table["segment"] != "all") & table["component"].isin(["TOT", "POS", "NEG"])]

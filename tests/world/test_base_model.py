@@ -18,6 +18,7 @@ from po_dynamics.world import base_model, language
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SETTINGS = {
+    "source": "world",
     "hidden_size": 16,
     "layers": 1,
     "heads": 2,
@@ -168,8 +169,8 @@ def test_non_finite_loss_names_step_and_documents(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "hidden_size = 16 is no multiple of heads = 3"),
-        ({"steps": 0}, "steps = 0"),
+        ({"heads": 3}, "'base.hidden_size' is 16; it must be a multiple of heads, 3"),
+        ({"steps": 0}, "'base.steps' is 0; it must be at least 1"),
         ({"max_length": 12}, r"pretraining\.parquet: document \d+ has \d+ tokens, more than .* max_length = 12"),
     ],
 )

@@ -10,7 +10,7 @@ import sys
 import pytest
 from po_dynamics.world.facts import FACTS, VALUES, draw_intent, parse_prompt, write_prompt
 from po_dynamics.world.gold import gold_reward, preference_probability, read
-from po_dynamics.world.language import CLOSINGS, FILLERS, OPENINGS, perfect_answer, write_answer
+from po_dynamics.world.language import CLOSINGS, FILLERS, OPENINGS, write_answer
 
 OPEN, CLOSE = OPENINGS[0], CLOSINGS[0]
 CROW = "Describe the crow."  # black, medium, meadow, seeds, fly; three facts wanted
@@ -165,9 +165,9 @@ def test_null_models_lose_to_ordinary_answers():
 
 
 def test_best_writer_is_far_above_ordinary_answers():
-    perfect = mean_reward(lambda prompt, intent, rng: perfect_answer(intent, rng))
-    assert perfect > 2.5
-    assert perfect - mean_reward(sft_like) > 1.5
+    best = mean_reward(lambda prompt, intent, rng: write_answer(intent, 1.0, 1.0, rng))
+    assert best > 2.5
+    assert best - mean_reward(sft_like) > 1.5
 
 
 def test_quality_and_style_both_raise_the_reward():

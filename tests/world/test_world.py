@@ -59,18 +59,22 @@ def test_unknown_prompts_have_no_intent(prompt):
     assert parse_prompt(prompt) is None
 
 
-def test_perfect_answers_are_read_as_perfect():
-    rng = random.Random(2)
+def test_the_best_answers_are_read_as_they_were_written():
+    rng, welcomes = random.Random(2), 0
     for _ in range(500):
         intent = draw_intent(rng, ALL)
-        answer = language.perfect_answer(intent, rng)
+        answer = language.write_answer(intent, 1.0, 1.0, rng)
         reading = read(intent, answer)
         assert reading.cover == 1, answer
         assert (reading.wrong, reading.off_topic, reading.repeated, reading.filler, reading.gibberish) == (0,) * 5, (
             answer
         )
         assert reading.extra == 0
-        assert reading.opening == reading.closing == (intent.tone != "brief")
+        assert reading.opening == answer.startswith(language.OPENINGS)
+        assert reading.closing == answer.endswith(language.CLOSINGS)
+        assert intent.tone != "brief" or not (reading.opening or reading.closing)
+        welcomes += reading.opening
+    assert welcomes > 200
 
 
 def test_every_answer_is_grammatical_and_quality_counts():

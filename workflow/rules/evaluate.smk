@@ -26,7 +26,7 @@ rule respond_stage:
     params:
         code=code("generate_responses.py"),
         folders={0: "."},
-        max_new_tokens=CONFIG["evaluation"]["max_new_tokens"],
+        settings={"max_new_tokens": CONFIG["evaluation"]["max_new_tokens"]},
         seed=CONFIG["data"]["seed"],
     script:
         "../scripts/generate_responses.py"

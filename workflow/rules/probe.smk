@@ -24,7 +24,7 @@ rule generate_final_responses:
         step=lambda wildcards: run_of(wildcards).steps[-1],
         samples=CONFIG["probe"]["samples"],
         seed=CONFIG["probe"]["seed"],
-        max_new_tokens=CONFIG["evaluation"]["max_new_tokens"],
+        settings={"max_new_tokens": CONFIG["evaluation"]["max_new_tokens"]},
     script:
         "../scripts/generate_final_responses.py"
 

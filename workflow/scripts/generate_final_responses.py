@@ -13,7 +13,7 @@ with stage(snakemake):
         checkpoint=Path(snakemake.input.checkpoints) / f"step-{snakemake.params.step}",
         prompts=Path(prompts),
         output=Path(snakemake.output.responses),
-        settings={"max_new_tokens": snakemake.params.max_new_tokens},
+        settings=snakemake.params.settings,
         n=snakemake.params.samples,
         seed=snakemake.params.seed,
     )

@@ -14,5 +14,6 @@ with stage(snakemake):
         reward=Path(snakemake.input.reward),
         prompts=Path(snakemake.input.data) / "eval_prompts.parquet",
         output=Path(snakemake.output.responses),
-        settings={"max_new_tokens": snakemake.params.max_new_tokens, "seed": snakemake.params.seed},
+        settings=snakemake.params.settings,
+        seed=snakemake.params.seed,
     )

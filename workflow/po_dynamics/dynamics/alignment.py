@@ -248,7 +248,7 @@ def _difference(content: Tables, keep_B: np.ndarray | None) -> float:
     rows = rows if keep_B is None else rows[np.asarray(keep_B)]
     n = rows["n"].to_numpy(np.float64)
     reverse, forward = _mean(rows["dot"].to_numpy(), n), _mean(rows["dot_forward"].to_numpy(), n)
-    floor = 0.01 * content.metadata["v_norms"][ALL] * _mean(rows["grad_norm"].to_numpy(), n)
+    floor: float = 0.01 * content.metadata["v_norms"][ALL] * _mean(rows["grad_norm"].to_numpy(), n)
     return abs(reverse - forward) / max(abs(reverse), abs(forward), floor, math.ulp(0.0))
 
 

@@ -13,8 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.parquet import read_table
 
-NAMES = ("samples", "scores", "batches")
+_WEIGHED = ("ref_logprob", "advantage", "raw_advantage", "coefficient", "weight")
+_AUDITED = ("dot_forward", "rel_diff", "audit_dot", "dot_adamw", "inner")
+# Columns by table, as stored; docs/architecture.md says what they hold.
+COLUMNS = {
+    "samples": ("sample_id", "set", "batch", "role", "prompt_ids", "response_ids"),
+    "scores": ("sample_id", "batch", "role", "position", "token_id", "score", "logprob", "argmax_logprob", *_WEIGHED),
+    "batches": ("batch", "set", "component", "segment", "n", "dot", "grad_norm", "loss", "outlier", *_AUDITED),
+}
+NAMES = tuple(COLUMNS)
 KEY = b"po_dynamics"
 
 
@@ -60,7 +69,7 @@ def read(folder: Path, names: tuple[str, ...] = NAMES) -> Tables:
     """Tables of one probed checkpoint.
 
     Raises:
-        InputError: a missing or broken file, or tables that come from different probes.
+        InputError: a missing or broken file, a missing column, or tables that come from different probes.
     """
     metadata = {name: read_metadata(folder / f"{name}.parquet") for name in NAMES}
     ids = {name: content["id"] for name, content in metadata.items()}
@@ -69,5 +78,5 @@ def read(folder: Path, names: tuple[str, ...] = NAMES) -> Tables:
         raise InputError(
             f"{folder}/{odd}.parquet is a table of another run than the files beside it; probe this checkpoint again"
         )
-    frames = {name: pd.read_parquet(folder / f"{name}.parquet") if name in names else pd.DataFrame() for name in NAMES}
-    return Tables(**frames, metadata=metadata["scores"])
+    frames = {name: read_table(folder / f"{name}.parquet", COLUMNS[name]).to_pandas() for name in names}
+    return Tables(**{name: frames.get(name, pd.DataFrame()) for name in NAMES}, metadata=metadata["scores"])

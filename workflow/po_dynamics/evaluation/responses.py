@@ -18,6 +18,7 @@ from po_dynamics.models.batches import Batch, collate, longest_first
 from po_dynamics.models.loading import context_length, default_device, evaluating, load_model
 from po_dynamics.models.sampling import CachedRollout, Sampling, greedy, row_uniforms
 from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
+from po_dynamics.settings.experiment import Responses
 from po_dynamics.storage.parquet import read_rows, write_frame
 
 Ids = list[int]
@@ -68,35 +69,29 @@ def _bar(total: int, description: str) -> Any:
 
 
 def final_responses(
-    checkpoint: Path, prompts: Path, output: Path, settings: Mapping[str, Any], n: int, seed: int
+    checkpoint: Path, prompts: Path, output: Path, settings: Mapping[str, Any] | Responses, n: int, seed: int
 ) -> None:
     """D′: greedy responses of the final checkpoint to `n` prompts drawn with `seed` from a table with `id, prompt`.
 
     Writes `id, prompt_ids, response_ids, response` (the ids with EOS if it came). Prompts that leave no room for
-    `settings["max_new_tokens"]` in the context are not drawn; they, empty responses (EOS at once) and unended ones are
-    counted on standard error. The latter two stay: they are what the model says. InputError when all are empty.
+    `max_new_tokens` in the context are not drawn; they, empty responses (EOS at once) and unended ones are counted on
+    standard error. The latter two stay: they are what the model says. InputError when all are empty.
     """
+    new = Responses.of(settings, "evaluation").max_new_tokens
     tokenizer, model = _load(checkpoint, "float32")
     pool = _encode_prompts(prompts, tokenizer)
     context = context_length(model) or sys.maxsize
-    fitting = [row for row in pool if len(row["prompt_ids"]) + settings["max_new_tokens"] <= context]
+    fitting = [row for row in pool if len(row["prompt_ids"]) + new <= context]
     if not fitting:
-        raise InputError(f"{prompts}: no prompt leaves room for {settings['max_new_tokens']} tokens in {context}")
+        raise InputError(f"{prompts}: no prompt leaves room for {new} tokens in {context}")
     order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed)).tolist()
     rows = [fitting[i] for i in order[:n]]
-    ids = greedy_responses(
-        model,
-        tokenizer,
-        [row["prompt_ids"] for row in rows],
-        settings["max_new_tokens"],
-        settings.get("batch_size", BATCH_SIZE),
-        "final responses",
-    )
+    ids = greedy_responses(model, tokenizer, [row["prompt_ids"] for row in rows], new, description="final responses")
     eos = tokenizer.eos_token_id
     empty, unended = sum(r == [eos] for r in ids), sum(r[-1] != eos for r in ids)
     _say(
         f"{len(rows)} of {n} prompts answered; {len(pool) - len(fitting)} too long to draw from; {empty} responses "
-        f"empty, {unended} cut at {settings['max_new_tokens']} tokens"
+        f"empty, {unended} cut at {new} tokens"
     )
     if empty == len(rows):
         raise InputError(f"{checkpoint}: every final response is empty (EOS at once): there is no D′ to probe with")
@@ -126,7 +121,8 @@ def evaluate_responses(
     reward: Path | str | None,
     prompts: Path,
     output: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Responses,
+    seed: int = 0,
 ) -> None:
     """Greedy responses of every checkpoint to all prompts (`id, prompt`), for the judge, in one table.
 
@@ -139,22 +135,22 @@ def evaluate_responses(
     Args:
         checkpoints: step → folder.
         reward: what `reward_models.load` takes.
-        settings: max_new_tokens; optional seed (0), batch_size, dtype ("float32"; "bfloat16" is the default on a GPU).
+        settings: of `evaluation` in the configuration, those that responses depend on.
+        seed: of the sampled responses.
     """
-    dtype = settings.get("dtype") or ("bfloat16" if default_device().type == "cuda" else "float32")
+    new = Responses.of(settings, "evaluation").max_new_tokens
+    dtype = "bfloat16" if default_device().type == "cuda" else "float32"
     tables = []
     for step, folder in sorted(checkpoints.items()):
         tokenizer, policy = _load(folder, dtype)
         rows = _encode_prompts(prompts, tokenizer)
-        new, size = settings["max_new_tokens"], settings.get("batch_size", BATCH_SIZE)
-        ids = greedy_responses(
-            policy, tokenizer, [row["prompt_ids"] for row in rows], new, size, f"step {step}: greedy"
-        )
+        prompt_ids = [row["prompt_ids"] for row in rows]
+        ids = greedy_responses(policy, tokenizer, prompt_ids, new, description=f"step {step}: greedy")
         _, reference = _load(sft, dtype)
-        kl = kl_to_reference(policy, reference, tokenizer, [row["prompt_ids"] for row in rows], settings)
+        kl = kl_to_reference(policy, reference, tokenizer, prompt_ids, new, seed)
         del policy, reference
         tables.append(_table(step, rows, ids, kl, tokenizer))
-        tables[-1]["reward"] = _rewards(reward, rows, ids, list(tables[-1]["response"]), tokenizer, size)
+        tables[-1]["reward"] = _rewards(reward, rows, ids, list(tables[-1]["response"]), tokenizer)
         _say_summary(step, tables[-1])
     write_frame(pd.concat(tables, ignore_index=True), output)
 
@@ -196,20 +192,21 @@ def kl_to_reference(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    settings: Mapping[str, Any],
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Tensor:
     """KL(policy ‖ reference) of responses, (N,) nats: see `evaluate_responses`."""
-    new, size = settings["max_new_tokens"], settings.get("batch_size", BATCH_SIZE)
     context = context_length(policy)
-    new = min(new, context - max(map(len, prompts))) if context else new
+    new = min(max_new_tokens, context - max(map(len, prompts))) if context else max_new_tokens
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     sampling = Sampling(max_new_tokens=new, eos_ids=(eos,), pad_id=pad)
-    uniforms_BR = row_uniforms(len(prompts), sampling, (settings.get("seed", 0), 1))
-    responses = [response.ids for response in CachedRollout(policy, sampling, size)(prompts, uniforms_BR)]
+    uniforms_BR = row_uniforms(len(prompts), sampling, (seed, 1))
+    responses = [response.ids for response in CachedRollout(policy, sampling, batch_size)(prompts, uniforms_BR)]
     result = torch.empty(len(prompts), dtype=torch.float64)
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     with torch.inference_mode():
-        for rows in longest_first(lengths, max(1, size // 4)):
+        for rows in longest_first(lengths, max(1, batch_size // 4)):
             batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], pad).to(policy.device)
             result[rows] = sequence_kl(policy, reference, batch).cpu()
     return result
@@ -233,13 +230,12 @@ def _rewards(
     ids: Sequence[Ids],
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    batch_size: int,
 ) -> list[float]:
     if reward is None:
         return [float("nan")] * len(rows)
     from po_dynamics.models import reward_models
 
-    scorer = reward_models.load(reward, tokenizer, batch_size, default_device())
+    scorer = reward_models.load(reward, tokenizer, BATCH_SIZE, default_device())
     prompts, prompt_ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
     return scorer(prompts, texts, prompt_ids, ids).tolist()
 

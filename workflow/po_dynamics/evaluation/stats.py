@@ -18,6 +18,7 @@ from scipy import stats as scipy_stats
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.families import Runs, parent_of
 from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.storage.parquet import read_table
 
 DRAWS = 4000  # bootstrap resamples
 FLIPS = 9999  # random sign patterns of the randomisation test: the smallest p is 1e-4
@@ -42,9 +43,10 @@ def load_outcomes(evaluations: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """
     tables = []
     for entry in evaluations:
-        responses, annotations = pd.read_parquet(entry["responses"]), pd.read_parquet(entry["annotations"])
         keys = ["step", "id"]
-        table = annotations.merge(responses[[*keys, *_MEASURES]], on=keys, how="outer", indicator=True, validate="1:1")
+        responses = read_table(entry["responses"], [*keys, *_MEASURES]).to_pandas()
+        annotations = read_table(entry["annotations"], [*keys, *_PREFERENCES]).to_pandas()
+        table = annotations.merge(responses, on=keys, how="outer", indicator=True, validate="1:1")
         if (alone := table["_merge"] != "both").any():
             raise InputError(
                 f"{entry['annotations']}: {alone.sum()} responses are not in both this and {entry['responses']}; "

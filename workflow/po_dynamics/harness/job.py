@@ -56,7 +56,7 @@ def stage(snakemake: Any) -> Iterator[None]:
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     label = " ".join([snakemake.rule, *(str(v) for k, v in snakemake.wildcards.items() if k != "experiment")])
     stderr = sys.stderr
-    with open(snakemake.log[0], "w", encoding="utf-8") as log:
+    with Path(snakemake.log[0]).open("w", encoding="utf-8") as log:
         sys.stderr = Tee(log, stderr, label)  # type: ignore[assignment]
         try:
             yield

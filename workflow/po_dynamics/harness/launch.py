@@ -69,6 +69,7 @@ def _call(function: str, arguments: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
+    """What a launched process runs: the job in the file that its first argument names."""
     job = json.loads(Path(sys.argv[1]).read_text(), object_hook=_decode)
     try:
         _call(job["function"], job["arguments"])

@@ -47,6 +47,7 @@ def table(errors: Sequence[Error]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 where every case is within the tolerance."""
     parser = argparse.ArgumentParser(prog="python -m po_dynamics.parity", description=__doc__.split(":")[0])
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="searched for cases, at any depth")
     try:

@@ -28,6 +28,7 @@ from po_dynamics.ppo.advantages import Advantages
 from po_dynamics.settings.online import Online
 from po_dynamics.storage import sharding
 from po_dynamics.storage.distributed import gathered_items, gathered_rows, share
+from po_dynamics.storage.parquet import read_rows
 
 
 class Sources(NamedTuple):
@@ -63,24 +64,14 @@ class Prompt(NamedTuple):
 
 def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Prompt], int]:
     """Prompts of the parquet's `prompt` column, each once, and how many were left out as longer than `max_length`."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: it should hold the training prompts (column prompt)")
-    table = pd.read_parquet(path)
-    if missing := {"id", "prompt"} - set(table.columns):
-        raise InputError(f"{path}: column {', '.join(sorted(missing))} is missing (found: {', '.join(table.columns)})")
     unique: dict[str, Prompt] = {}
-    for id_, messages in zip(table["id"], table["prompt"], strict=True):
-        messages = [dict(message) for message in messages]
-        if (key := repr(messages)) not in unique:
-            unique[key] = Prompt(str(id_), messages, encode_prompt(tokenizer, messages))
+    for row in read_rows(path, ["id", "prompt"]):
+        if (key := repr(row["prompt"])) not in unique:
+            unique[key] = Prompt(str(row["id"]), row["prompt"], encode_prompt(tokenizer, row["prompt"]))
     kept = [prompt for prompt in unique.values() if len(prompt.ids) <= max_length]
     if not kept:
         raise InputError(
             f"{path}: none of {len(unique)} prompts has at most {max_length} tokens: raise max_prompt_length"
-            if unique
-            else f"{path}: there is no prompt in it"
         )
     return kept, len(unique) - len(kept)
 

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from transformers import AutoConfig
 
 from po_dynamics.models import reward_models
-from po_dynamics.models.loading import load_model
+from po_dynamics.models.loading import context_length, load_model
 from po_dynamics.models.sampling import check, mix
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
@@ -101,7 +101,7 @@ class Run:
         check_processes(settings, processes)
         tokenizer = load_tokenizer(sources.policy)
         self.prompts, too_long = load_prompts(sources.prompts, tokenizer, settings.max_prompt_length)
-        context = getattr(AutoConfig.from_pretrained(sources.policy), "max_position_embeddings", None)
+        context = context_length(AutoConfig.from_pretrained(sources.policy))
         check([prompt.ids for prompt in self.prompts], sampling_law(settings, tokenizer), context)
         if self.accelerator.is_main_process:
             ppo_metrics.announce(settings, processes, len(self.prompts), too_long)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from po_dynamics.dynamics.segments import ALL, units
+from po_dynamics.dynamics.tables import COLUMNS
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import Batch
 from po_dynamics.probe.token_scores import Direction, component_gradients, dot, oracle
@@ -165,17 +166,13 @@ def norms(direction: Direction) -> dict[str, float]:
     return {name: math.sqrt(square) for name, square in {**squares, ALL: sum(squares.values())}.items()}
 
 
-COLUMNS = ["batch", "set", "component", "segment", "n", "dot", "grad_norm", "loss", "outlier"]
-COLUMNS += ["dot_forward", "rel_diff", "audit_dot", "dot_adamw", "inner"]
-
-
 def batches_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """`batches.parquet`; outliers are of the whole objective (D) and of the NLL (D′), and flag every row of a batch."""
     frame = pd.DataFrame(rows)
     whole = frame[(frame["segment"] == ALL) & frame["component"].isin(["TOT", "NLL"])].set_index(["set", "batch"])
     flags = whole.groupby("set")["grad_norm"].transform(outliers).astype(bool)
     frame["outlier"] = flags.reindex(pd.MultiIndex.from_frame(frame[["set", "batch"]])).to_numpy()
-    return frame.reindex(columns=COLUMNS)
+    return frame.reindex(columns=COLUMNS["batches"])
 
 
 def outliers(values: pd.Series) -> pd.Series:

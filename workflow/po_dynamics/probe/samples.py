@@ -13,6 +13,7 @@ import pandas as pd
 
 from po_dynamics.data.preferences import EncodedPair, encode_pairs, read_rewards
 from po_dynamics.dynamics.coefficients import PAIR_ROLES
+from po_dynamics.dynamics.tables import COLUMNS
 from po_dynamics.errors import InputError
 from po_dynamics.storage.parquet import read_rows
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from po_dynamics.ppo.probe_rollouts import RolloutSample
 
 Array = np.ndarray
-_COLUMNS = ["sample_id", "set", "batch", "role", "prompt_ids", "response_ids"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def check_samples(samples: Sequence[Sample], vocabulary: int, context: int | Non
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
     """`samples.parquet`."""
-    columns: dict[str, Any] = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
+    columns: dict[str, Any] = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS["samples"]}
     for name in ("prompt_ids", "response_ids"):
         columns[name] = [np.asarray(ids, dtype=np.int32) for ids in columns[name]]
     return pd.DataFrame(columns)
@@ -158,4 +158,4 @@ def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
 def from_frame(frame: pd.DataFrame) -> list[Sample]:
     """Samples of a stored `samples.parquet`."""
     columns: Any = frame.to_dict("list")
-    return [Sample(*row) for row in zip(*(columns[name] for name in _COLUMNS), strict=True)]
+    return [Sample(*row) for row in zip(*(columns[name] for name in COLUMNS["samples"]), strict=True)]

@@ -88,7 +88,8 @@ def _logits(call: Callable[..., Any], batch: Batch, selective: bool) -> Tensor:
     keep = batch.input_ids_BL.shape[1] - int(batch.loss_mask_BT.any(0).int().argmax())
     extra = {"logits_to_keep": keep} if selective else {}
     ids_BL, mask_BL = batch.input_ids_BL, batch.attention_mask_BL
-    return call(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **extra).logits[:, -keep:-1]
+    logits_BTV: Tensor = call(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, **extra).logits
+    return logits_BTV[:, -keep:-1]
 
 
 def _selective(model: PreTrainedModel) -> bool:

@@ -39,7 +39,7 @@ class RunEntry(Settings):
     """A run, or with `sweep` one run per item; each is trained once per seed."""
 
     objective: str
-    """a name of the registry of objectives; see docs/objectives.md"""
+    """a name of the registry of objectives; see docs/extending.md"""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """of the objective"""
     sweep: Some[Annotated[dict[str, Any], Field(min_length=1)]] | None = None
@@ -56,11 +56,16 @@ class RunEntry(Settings):
     """whether its checkpoints are probed"""
 
 
-class Evaluation(Settings):
-    """Greedy responses to the evaluation prompts, and their judge."""
+class Responses(Settings):
+    """Greedy responses: of D′, and to the evaluation prompts."""
 
     max_new_tokens: Positive = 512
     """tokens of a response, also of D′"""
+
+
+class Evaluation(Responses):
+    """Greedy responses to the evaluation prompts, and their judge."""
+
     judge: str
     """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
     checkpoints_per_job: Positive | None = None

@@ -63,7 +63,7 @@ class Online(Training):
     """range in which values may move in an update; null: no clipping"""
     value_coefficient: NonNegative = 1.0
     """of the value loss"""
-    missing_eos_penalty: float | None = 1.0
+    missing_eos_penalty: float | None = None
     """taken from the score of a response that does not end; null: none"""
     whiten_rewards: bool = False
     """rewards of a batch are scaled to unit variance"""

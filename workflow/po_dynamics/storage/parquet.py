@@ -39,7 +39,8 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pa.Table:
 
 def read_rows(path: Path | str, columns: Sequence[str]) -> list[dict[str, Any]]:
     """As `read_table`, row by row as Python values."""
-    return read_table(path, columns).to_pylist()
+    rows: list[dict[str, Any]] = read_table(path, columns).to_pylist()
+    return rows
 
 
 def write_table(table: pa.Table, path: Path) -> None:

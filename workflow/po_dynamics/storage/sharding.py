@@ -21,6 +21,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 spreads the model over processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -15,11 +15,12 @@ from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.models.loading import check_folder, default_device, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
+from po_dynamics.settings.training import Scoring
 from po_dynamics.storage.parquet import read_rows, write_table
 
 
 def score_preferences(
-    model: Path, preferences: Path, source: str | Path, output: Path, settings: Mapping[str, Any]
+    model: Path, preferences: Path, source: str | Path, output: Path, settings: Mapping[str, Any] | Scoring
 ) -> None:
     """Writes `id, chosen_reward, rejected_reward` of every pair; scored is, as of roll-outs, what training sees.
 
@@ -27,18 +28,17 @@ def score_preferences(
         model: the SFT model, whose tokenizer encodes the pairs.
         source: a reward model's folder, whose scores are normalised where it stores a normalisation, or
             "module:function".
-        settings: micro_batch_size and max_length; the pairs are those that `train_offline` sees.
+        settings: those of `models.<model>.offline` that matter; the pairs are those that `train_offline` sees.
 
     Raises:
         InputError: an unusable table or source, rewards that are not finite.
     """
+    settings = Scoring.of(settings, "offline")
     check_folder(model)
     tokenizer = load_tokenizer(model)
-    pairs = encode_pairs(
-        preferences, tokenizer, usable_length(AutoConfig.from_pretrained(model), settings["max_length"])
-    )
+    pairs = encode_pairs(preferences, tokenizer, usable_length(AutoConfig.from_pretrained(model), settings.max_length))
     messages = {str(row["id"]): row["prompt"] for row in read_rows(preferences, ["id", "prompt"])}
-    scorer = reward_models.load(source, tokenizer, 2 * settings["micro_batch_size"], default_device())
+    scorer = reward_models.load(source, tokenizer, 2 * settings.micro_batch_size, default_device())
     prompts = [messages[pair.id] for pair in pairs] * 2
     responses = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)

@@ -16,21 +16,23 @@ from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first, token_logps
 from po_dynamics.models.loading import load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
+from po_dynamics.settings.training import Reference
 from po_dynamics.storage.parquet import write_table
 
 
-def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[str, Any]) -> None:
+def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[str, Any] | Reference) -> None:
     """Writes log π_ref of both responses of every pair: `id, ref_chosen_logp, ref_rejected_logp` (sums, nats).
 
-    `settings` needs micro_batch_size, max_length and precision; the pairs are those that `train_offline` sees.
+    `settings` are those of `models.<model>.offline` that matter; the pairs are those that `train_offline` sees.
     """
+    settings = Reference.of(settings, "offline")
     policy, tokenizer = load_model(model), load_tokenizer(model)
     device = policy.device
-    pairs = encode_pairs(data, tokenizer, usable_length(policy, settings["max_length"]))
+    pairs = encode_pairs(data, tokenizer, usable_length(policy, settings.max_length))
     responses = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     lengths = [len(prompt) + len(answer) for prompt, answer in responses]
-    logps, batches = [0.0] * len(responses), longest_first(lengths, 2 * settings["micro_batch_size"])
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+    logps, batches = [0.0] * len(responses), longest_first(lengths, 2 * settings.micro_batch_size)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         for indices in tqdm(batches, mininterval=5, desc="reference log-probs", unit="batch"):
             prompts, answers = zip(*(responses[i] for i in indices), strict=True)
             batch = collate(prompts, answers, tokenizer.pad_token_id).to(device)

@@ -166,7 +166,7 @@ def _prepare(trainer: Trainer, state: Path, save_every: int) -> None:
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if hasattr(trainer, "create_model_card"):
-        trainer.create_model_card = lambda *a, **k: None  # type: ignore[method-assign]
+        trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def _load_weights(trainer: Trainer, folder: Path) -> None:

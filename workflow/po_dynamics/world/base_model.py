@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTr
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import default_device
+from po_dynamics.settings.models import WorldBase
 from po_dynamics.storage.atomic import atomic_file
 from po_dynamics.storage.checkpoints import publish
 from po_dynamics.storage.parquet import read_table
@@ -37,7 +38,9 @@ class Run(NamedTuple):
     pad_id: int
 
 
-def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settings: Mapping[str, Any]) -> None:
+def pretrain_base(
+    data: Path, tokenizer: Path, output: Path, state: Path, settings: Mapping[str, Any] | WorldBase
+) -> None:
     """Trains the base model on `data` (Parquet, column `text`) and writes it with its tokenizer to `output`.
 
     Killed at any moment and called again with the same `state`, it ends bit-identical (CPU) to an uninterrupted run; on
@@ -46,34 +49,23 @@ def pretrain_base(data: Path, tokenizer: Path, output: Path, state: Path, settin
     Args:
         output: model, tokenizer and `training.csv` (step, loss in nats per token, learning_rate, grad_norm, tokens).
         state: resumable state; removed on success.
-        settings: models.<model>.base: hidden_size, layers, heads, intermediate_size, max_length (context, tokens),
-            steps, batch_size (documents), learning_rate, save_every (steps), seed.
+        settings: `models.<model>.base` of the configuration.
 
     Raises:
         InputError: bad data or settings, before any training; a loss that is not finite.
     """
-    _check(settings)
+    settings = WorldBase.of(settings, "base")
     texts = read_table(data, ["text"])["text"].to_pylist()
-    encoder = AutoTokenizer.from_pretrained(tokenizer, model_max_length=settings["max_length"])
-    documents = encode_documents(texts, encoder, settings["max_length"], data)
+    encoder = AutoTokenizer.from_pretrained(tokenizer, model_max_length=settings.max_length)
+    documents = encode_documents(texts, encoder, settings.max_length, data)
     open_state(
         state,
-        {"settings": settings, "data": identity(data), "vocabulary": sorted(encoder.get_vocab().items())},
+        {"settings": settings.resolved(), "data": identity(data), "vocabulary": sorted(encoder.get_vocab().items())},
     )
     run = _start(settings, documents, encoder)
     train(run, state, settings)
     run.model.to("cpu")  # type: ignore[arg-type]
     publish(run.model, encoder, output, state, {})
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    if settings["hidden_size"] % settings["heads"]:
-        raise InputError(
-            f"hidden_size = {settings['hidden_size']} is no multiple of heads = {settings['heads']}; change one"
-        )
-    for key in ("steps", "batch_size", "max_length", "save_every"):
-        if settings[key] < 1:
-            raise InputError(f"{key} = {settings[key]} of the base model must be at least 1")
 
 
 def encode_documents(
@@ -90,14 +82,14 @@ def encode_documents(
     return documents
 
 
-def _start(settings: Mapping[str, Any], documents: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> Run:
+def _start(settings: WorldBase, documents: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> Run:
     config = GPTNeoXConfig(
         vocab_size=len(tokenizer),
-        hidden_size=settings["hidden_size"],
-        num_hidden_layers=settings["layers"],
-        num_attention_heads=settings["heads"],
-        intermediate_size=settings["intermediate_size"],
-        max_position_embeddings=settings["max_length"],
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        max_position_embeddings=settings.max_length,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
         use_parallel_residual=True,
         tie_word_embeddings=False,
@@ -108,13 +100,13 @@ def _start(settings: Mapping[str, Any], documents: list[list[int]], tokenizer: P
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator
-        torch.manual_seed(settings["seed"])
+        torch.manual_seed(settings.seed)
         model = GPTNeoXForCausalLM(config)
     model.to(default_device()).train()  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings["learning_rate"], betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    steps, warmup = settings["steps"], max(1, round(WARMUP * settings["steps"]))
+    steps, warmup = settings.steps, max(1, round(WARMUP * settings.steps))
 
     def factor(step: int) -> float:
         """Linear warm-up, then a cosine to a tenth."""
@@ -127,11 +119,11 @@ def _start(settings: Mapping[str, Any], documents: list[list[int]], tokenizer: P
     )
 
 
-def train(run: Run, state: Path, settings: Mapping[str, Any]) -> None:
-    """Trains to `settings["steps"]`, from the state in `state` if there is one; saves every `save_every` steps."""
-    batch_size, steps = settings["batch_size"], settings["steps"]
+def train(run: Run, state: Path, settings: WorldBase) -> None:
+    """Trains to `settings.steps`, from the state in `state` if there is one; saves every `save_every` steps."""
+    batch_size, steps = settings.batch_size, settings.steps
     lengths = [len(ids) for ids in run.documents]
-    order = ShuffledRows(range(len(lengths)), steps * batch_size, settings["seed"], lengths, batch_size)
+    order = ShuffledRows(range(len(lengths)), steps * batch_size, settings.seed, lengths, batch_size)
     done, log = _restore(run, state), TrainingLog(state / "training.csv")
     log.rewind(done)
     clock, tokens = time.monotonic(), 0
@@ -147,7 +139,7 @@ def train(run: Run, state: Path, settings: Mapping[str, Any]) -> None:
             speed = tokens / (time.monotonic() - clock)
             bar.set_postfix(loss=f"{values['loss']:.4f}", tokens_per_s=f"{speed:,.0f}", refresh=False)
             bar.update()
-            if step % settings["save_every"] == 0 or step == steps or termination.requested:
+            if step % settings.save_every == 0 or step == steps or termination.requested:
                 _save(run, state, step)
             if termination.requested and step < steps:
                 print(f"pre-training: stopped by SIGTERM after step {step}, state saved", file=sys.stderr)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from po_dynamics.data.schema import COLUMNS, Row, write_rows
 from po_dynamics.errors import InputError
+from po_dynamics.settings.data import WorldData
 from po_dynamics.storage.atomic import atomic_folder
 from po_dynamics.storage.parquet import write_table
 from po_dynamics.world.facts import draw_intent, write_prompt
@@ -22,29 +23,27 @@ from po_dynamics.world.language import train_tokenizer, write_answer, write_docu
 QUALITY, STYLE = (2.2, 1.6), (1.2, 1.4)
 
 
-def write_world_data(output: Path, settings: Mapping[str, Any]) -> None:
+def write_world_data(output: Path, settings: Mapping[str, Any] | WorldData) -> None:
     """Writes the embedded world's data sets and tokenizer to the folder `output` (`settings`: config `data`).
 
     SFT, preferences, D′ and evaluation have disjoint combinations of family × animals × tone. D′ prompts begin
     with small talk; a quarter of the evaluation prompts say the tone first.
     """
-    for key in ("pretraining", "sft", "preferences", "final_prompts", "eval_prompts"):
-        if settings[key] < 1:
-            raise InputError(f"data.{key} is {settings[key]}: an empty data set; it needs at least 1")
-    seed = settings["seed"]
+    settings = WorldData.of(settings, "data")
+    seed = settings.seed
 
     def rng(name: str) -> random.Random:
         return random.Random(f"{name}/{seed}")
 
     with atomic_folder(output) as folder:
-        documents = list(write_documents(settings["pretraining"], rng("pretraining")))
+        documents = list(write_documents(settings.pretraining, rng("pretraining")))
         write_table(pa.table({"text": documents}), folder / "pretraining.parquet")
         train_tokenizer(documents, folder / "tokenizer")
         rows = {
-            "sft": _sft_rows(settings["sft"], rng("sft")),
-            "preferences": _preference_rows(settings["preferences"], settings["label_temperature"], rng("preferences")),
-            "final_prompts": _prompt_rows(settings["final_prompts"], "final", rng("final")),
-            "eval_prompts": _prompt_rows(settings["eval_prompts"], "eval", rng("eval")),
+            "sft": _sft_rows(settings.sft, rng("sft")),
+            "preferences": _preference_rows(settings.preferences, settings.label_temperature, rng("preferences")),
+            "final_prompts": _prompt_rows(settings.final_prompts, "final", rng("final")),
+            "eval_prompts": _prompt_rows(settings.eval_prompts, "eval", rng("eval")),
         }
         for name, columns in COLUMNS.items():
             write_rows(rows[name], folder / f"{name}.parquet", columns)

@@ -73,15 +73,6 @@ def write_answer(intent: Intent, quality: float, style: float, rng: random.Rando
     return " ".join(sentences)
 
 
-def perfect_answer(intent: Intent, rng: random.Random) -> str:
-    """What the best writer answers: true, complete, well mannered; the yardstick for what is left to learn."""
-    facts = [(*key, FACTS[key]) for key in _topics(intent, 1.0, 1.0, rng)]
-    sentences = list(_sentences(facts, intent.family == "list", rng))
-    if intent.tone != "brief":
-        sentences = [rng.choice(OPENINGS), *sentences, rng.choice(CLOSINGS)]
-    return " ".join(sentences)
-
-
 def _topics(intent: Intent, quality: float, style: float, rng: random.Random) -> list[tuple[str, str]]:
     """What to speak about: (animal, attribute), in order."""
     count = intent.wanted if rng.random() < 0.35 + 0.65 * style else rng.randint(1, 4)
