@@ -22,7 +22,7 @@ from po_dynamics.storage.parquet import read_rows, write_table
 def score_preferences(
     model: Path, preferences: Path, source: str | Path, output: Path, settings: Mapping[str, Any] | Scoring
 ) -> None:
-    """Writes `id, chosen_reward, rejected_reward` of every pair; scored is, as of roll-outs, what training sees.
+    """Writes `id, chosen_reward, rejected_reward` of every pair, of the tokens that training sees.
 
     Args:
         model: the SFT model, whose tokenizer encodes the pairs.
