@@ -228,7 +228,8 @@ def drawn_from(wildcards):
     """Tables of a figure, named as the arguments of its function; the records of what wrote them decide."""
     figure, model, run = drawing(wildcards)
     found = {Path(name).stem: ancient(f"{layout.TABLES}/{name}") for name in figure.tables}
-    records = {WIN_RATES if name == Path(WIN_RATES).name else DYNAMICS for name in figure.tables}
+    judged = ("win_rates.csv", "results.csv")  # which one rule writes, with the record of the first
+    records = {WIN_RATES if name in judged else DYNAMICS for name in figure.tables}
     for name in figure.of_seeds:
         files = f"{layout.RUN}/{name}".replace("{run}", run)
         found[Path(name).stem] = [files.replace("{seed}", str(seed)) for seed in RUNS[model, run].seeds]
