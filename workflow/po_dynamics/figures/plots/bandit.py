@@ -125,6 +125,7 @@ def _law(ax: Axes, law: pd.DataFrame) -> list[End]:
 def _samples(ax: Axes, samples: pd.DataFrame) -> list[End]:
     """Mean total variation, and as a band the middle 80 % of data sets and prompts."""
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())  # sizes within a decade would be labelled one over another
     ends = []
     for labels, (text, line) in _LABELS.items():
         table = samples[(samples["labels"] == labels) & (samples["pairs"] > 0)].groupby("pairs")["tv"]
