@@ -108,7 +108,7 @@ def _place(values: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def logps(model: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """As `models.token_logps`, but without the logits of prompt positions; differentiable, (B, T)."""
+    """As `batches.token_logps`, but without the logits of prompt positions; differentiable, (B, T)."""
     logits = _widened(_logits(model, batch, _selective(model))) / temperature
     targets = batch.input_ids_BL[:, -logits.shape[1] :].unsqueeze(-1)
     chosen = logits.gather(-1, targets).squeeze(-1)
