@@ -17,6 +17,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/probe.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/bandit.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -32,3 +33,4 @@ rule all:
         # Named here, though the report needs them: Snakemake rebuilds a deleted file only if it is asked for.
         TABLES,
         figure_files,
+        BANDIT_FILES,

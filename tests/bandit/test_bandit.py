@@ -1,6 +1,5 @@
 """The exact bandit against closed forms: fixed points, rates, limits under missing support, and what G's sign means."""
 
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from po_dynamics.bandit.alignment import FINAL, alignment_of, final_responses, trajectories
-from po_dynamics.bandit.bandits import Bandits, Settings, draw, log_partition, settings_from, target
+from po_dynamics.bandit.bandits import Bandits, draw, log_partition, target
 from po_dynamics.bandit.claims import judge
 from po_dynamics.bandit.convergence import cases, law_of_steps
 from po_dynamics.bandit.descent import distances, path, run, spaced
@@ -25,8 +24,9 @@ from po_dynamics.bandit.laws import (
 )
 from po_dynamics.bandit.run import run_bandit
 from po_dynamics.errors import InputError
+from po_dynamics.settings.bandit import ExactBandit
 
-SETTINGS = Settings(prompts=3, arms=5)
+SETTINGS = ExactBandit(prompts=3, arms=5)
 BANDITS = draw(SETTINGS)
 TAU = 0.6
 TWO = Bandits(torch.tensor([[0.9, -0.4]]).double(), torch.tensor([[0.3, 0.7]]).double().log())
@@ -82,7 +82,7 @@ def test_the_target_is_where_every_gradient_vanishes(variant):
 
 @pytest.mark.parametrize("variant", ["plain", "posterior"])
 def test_every_objective_reaches_its_target(variant):
-    settings = replace(SETTINGS, temperatures=(TAU,), max_steps=8000)
+    settings = SETTINGS.model_copy(update={"temperatures": (TAU,), "max_steps": 8000})
     seen = set()
     for case in cases(BANDITS, TAU, settings):
         if case.variant == variant and "missing" not in case.coverages:
@@ -252,7 +252,7 @@ def test_mini_batches_are_unbiased_and_fresh():
 
 @pytest.fixture(scope="module")
 def followed():
-    return list(trajectories(BANDITS, replace(SETTINGS, temperature=TAU, alignment_steps=120)))
+    return list(trajectories(BANDITS, SETTINGS.model_copy(update={"temperature": TAU, "alignment_steps": 120})))
 
 
 def test_g_is_the_inner_product_of_eq_3(followed):
@@ -279,7 +279,7 @@ def test_g_is_the_slope_and_a_fall_is_certain_where_it_is_not_positive(followed)
                 G, change = alignment_of(trajectory, q, component, SETTINGS)
                 if component != "TOT" or keys["training"] == "exact":
                     assert (change <= SETTINGS.learning_rate * G + 1e-13).all()
-                tiny = replace(SETTINGS, learning_rate=1e-6)
+                tiny = SETTINGS.model_copy(update={"learning_rate": 1e-6})
                 if component != "TOT":
                     np.testing.assert_allclose(alignment_of(trajectory, q, component, tiny)[1] / 1e-6, G, atol=1e-5)
 
@@ -290,20 +290,20 @@ def test_g_is_the_slope_and_a_fall_is_certain_where_it_is_not_positive(followed)
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({"arm": 3}, r"unknown setting arm \(known: prompts, arms"),
-        ({"arms": 2.5}, r"arms is 2.5, but must be positive whole number$"),
-        ({"arms": 3}, r"2 of 3 arms are missing"),
-        ({"temperatures": [0.5, 0]}, r"temperatures is \[0.5, 0\], but must be a list of positive numbers"),
-        ({"temperatures": []}, r"temperatures is \[\]"),
-        ({"draws": True}, r"draws is True"),
-        ({"temperature": 0.6}, r"temperatures \[1.0, .* and temperature 0.6; give at least two, the one among them"),
-        ({"temperatures": [0.5]}, r"temperatures \[0.5\] and temperature 0.5; give at least two"),
-        ({"tolerance": float("nan")}, r"tolerance is nan"),
+        ({"arm": 3}, r"'bandit.arm' is unknown; allowed here: prompts, arms"),
+        ({"arms": 2.5}, r"'bandit.arms' is 2.5; it must be of type integer"),
+        ({"arms": 3}, r"'bandit.missing' is 2; it must be at most 1: pairs need two of 3 arms"),
+        ({"temperatures": [0.5, 0]}, r"'bandit.temperatures.1' is 0; it must be greater than 0"),
+        ({"temperatures": [0.5]}, r"'bandit.temperatures' is .*; it must be of at least 2 entries"),
+        ({"temperatures": [0.5, 0.5]}, r"'bandit.temperatures' is .*; it must be a list without repetition"),
+        ({"draws": True}, r"'bandit.draws' is True"),
+        ({"temperature": 0.6}, r"'bandit.temperature' is 0.6; it must be one of temperatures, \[1.0, "),
+        ({"tolerance": float("nan")}, r"'bandit.tolerance' is nan; it must be a finite number"),
     ],
 )
 def test_bad_settings(mapping, message):
     with pytest.raises(InputError, match=message):
-        settings_from(mapping)
+        ExactBandit.of(mapping, "bandit")
 
 
 def test_too_large_a_step_is_an_error_with_a_way_out():
@@ -373,7 +373,7 @@ def test_tables(tables):
 
 def test_claims_hold_here(tables):
     claims = pd.read_csv(tables / "bandit_claims.csv")
-    assert list(claims) == ["claim", "statistic", "low", "high", "rule", "verdict"]
+    assert list(claims) == ["claim", "model", "verdict", "statistic", "low", "high", "rule"]
     assert (claims["verdict"][:5] == "holds").all()
     late = claims.iloc[5]  # that POS serves the final response at first needs rewards that outweigh π_ref: not here
     assert late["claim"].startswith("DPO's positive learning")
@@ -393,7 +393,7 @@ def test_claims_can_fail(tables):
     law[["exponent", "low", "high"]] = -1.0, -1.2, -0.8
     signs[["agreement", "low", "high"]] = 0.9, 0.85, 0.97
     alignment[["G_low", "G_high"]] = -2.0, -1.0
-    judged = judge(ends, law, alignment, signs, settings_from(SMALL))
+    judged = judge(ends, law, alignment, signs, ExactBandit.of(SMALL))
     assert judged["verdict"].tolist() == [*["does not hold"] * 4, "open", "does not hold"]
 
 

@@ -88,6 +88,26 @@ def test_page_is_whole_and_needs_nothing_else(page, inputs):
     ]
 
 
+def test_the_exact_bandit_has_a_section_with_its_claims(inputs, tmp_path):
+    law = {"objective": "rda", "variant": "posterior", "coverage": "uniform", "exponent": 2.2, "low": 2.1, "high": 2.3}
+    pd.DataFrame([law | {"tau": 0.5, "steps": 44.4}, law | {"tau": 1.0, "steps": 11}]).to_csv(tmp_path / "law.csv")
+    claim = {"claim": "one & only", "model": "bandit", "verdict": "holds", "rule": "tv < 0.001"}
+    claims = [claim | {"statistic": 0.00098, "low": 0.0009, "high": 0.00098}]
+    pd.DataFrame(claims).to_csv(tmp_path / "claims.csv")
+    bandit = report.ExactBandit(inputs["figures"][0], tmp_path / "law.csv", tmp_path / "claims.csv")
+    report.write_report(tmp_path / "report.html", report.Contents(**inputs, bandit=bandit))
+    shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {"#known"} <= set(shown.links)
+    assert "one & only holds 0.00098 0.0009 to 0.00098 tv < 0.001" in shown.text
+    assert "τ = 1.0 τ = 0.5 p RDA reference uniform 11 44 2.20 2.10 to 2.30" in shown.text
+    assert "law.csv" in shown.links
+
+
+def test_without_the_exact_bandit_there_is_no_section(page):
+    assert "Where everything is known" not in page.text
+    assert "#known" not in page.links
+
+
 def test_headline_states_sft_dpo_and_ppo_with_intervals(page, inputs):
     results = pd.read_csv(inputs["results"]).set_index("run")
     base, dpo = results.loc["base"], results.loc["dpo"]

@@ -176,3 +176,12 @@ def test_chunks_cover_every_checkpoint_once(demo):
     chunks = experiment.chunks("menagerie", "dpo")
     assert [step for chunk in chunks for step in chunk] == experiment.runs["menagerie", "dpo"].steps
     assert max(map(len, chunks)) == 4
+
+
+@pytest.mark.parametrize("name", ["ra", "ra_posterior"])
+def test_an_objective_that_needs_log_z_is_refused(demo, name):
+    demo["runs"]["mine"] = {"objective": name, "parameters": {"beta": 0.1}}
+    with pytest.raises(InputError, match=rf"'runs.mine.objective' is '{name}'; it must be an .* no log Z.*: rda, "):
+        configuration.load(demo)
+    demo["runs"]["mine"]["objective"] = "rda"
+    assert configuration.load(demo).runs["menagerie", "mine"].objective.needs == ("rewards",)

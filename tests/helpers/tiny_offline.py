@@ -3,6 +3,7 @@
 import pandas as pd
 from po_dynamics.objectives.registry import bind
 from po_dynamics.training.offline import train_offline
+from po_dynamics.training.preference_rewards import score_preferences
 from po_dynamics.training.reference import compute_reference
 from safetensors.torch import load_file
 from toy import same_files, tiny_folder, write_preferences
@@ -41,7 +42,14 @@ def make_world(root):
     return root
 
 
-def train(world, root, *, objective="dpo", parameters=None, first_step=0, init=None, seed=0, **settings):
+def make_rewards(world):
+    """rewards.parquet of the world's pairs: the number of words of a response."""
+    settings = {"micro_batch_size": 4, "max_length": 32}
+    score_preferences(world / "sft", world / "preferences.parquet", "toy:words", world / "rewards.parquet", settings)
+    return world / "rewards.parquet"
+
+
+def train(world, root, *, objective="dpo", parameters=None, first_step=0, init=None, seed=0, rewards=None, **settings):
     train_offline(
         init=init or world / "sft",
         preferences=world / "preferences.parquet",
@@ -53,6 +61,7 @@ def train(world, root, *, objective="dpo", parameters=None, first_step=0, init=N
         settings={**SETTINGS, **settings},
         seed=seed,
         first_step=first_step,
+        rewards=rewards,
     )
     return root
 

@@ -170,6 +170,11 @@ def words(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
     return [float(len(response.split())) for response in responses]
 
 
+def nothing(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """A reward that is not finite."""
+    return [float("nan")] * len(responses)
+
+
 def reward_by_length(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
     """A reward that likes short answers."""
     return [-reward for reward in words(prompts, responses)]

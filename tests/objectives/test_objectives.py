@@ -274,7 +274,7 @@ def test_objectives_of_rewards_say_what_is_missing(name):
         return
     with pytest.raises(InputError, match=rf"^{name} needs (the rewards|log Z)"):
         bind(name, PARAMETERS[name])(bare, 7)
-    with pytest.raises(InputError, match=rf"^{name} needs the rewards of both .* \(rule train_reward\)"):
+    with pytest.raises(InputError, match=rf"^{name} needs the rewards of both .* \(rule score_preferences\)"):
         bind(name, PARAMETERS[name])(replace(bare, log_partition_N=pairs.log_partition_N), 7)
     without_partition = replace(pairs, log_partition_N=None)
     if name.startswith("ra"):

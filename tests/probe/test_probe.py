@@ -12,6 +12,7 @@ import recompute
 import torch
 from po_dynamics.dynamics import tables
 from po_dynamics.dynamics.alignment import Probe, dynamics
+from po_dynamics.dynamics.coefficients import reweight
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe import gradients as probe_gradients
@@ -199,8 +200,10 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "settings": SETTINGS,
         "training": {"max_length": 64},
     }
+    rewards = changes.pop("rewards", None)
     arguments |= changes
-    probe_offline(ProbedRun(**arguments | {"settings": ProbeSettings.of(arguments["settings"], "probe")}))
+    settings = ProbeSettings.of(arguments["settings"], "probe")
+    probe_offline(ProbedRun(**arguments | {"settings": settings}), rewards)
 
 
 def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
@@ -219,6 +222,35 @@ def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
     assert later.metadata["learning_rate"] == 1e-3
     assert set(first.samples["role"]) == {"chosen", "rejected", "final"}
     assert first.samples["batch"].max() == 3
+
+
+def test_an_objective_of_rewards_is_probed_with_them(run, tmp_path):
+    """Forward and reverse mode agree, and coefficients can be made again from the table alone."""
+    ids = pd.read_parquet(run / "preferences.parquet")["id"]
+    rewards = pd.DataFrame({"id": ids, "chosen_reward": np.arange(14) * 0.1, "rejected_reward": 0.5})
+    rewards.to_parquet(tmp_path / "rewards.parquet")
+    objective = bind("rda_posterior", {"beta": 0.2})
+    offline(run, tmp_path / "out", tmp_path / "state", objective=objective, rewards=tmp_path / "rewards.parquet")
+    probed = tables.read(tmp_path / "out" / "step-2")
+    assert probed.batches["rel_diff"].max() < 1e-3
+    scores = probed.scores
+    expected = rewards.set_index("id").loc[scores["sample_id"]].reset_index()
+    chosen = (scores["role"] == "chosen").to_numpy()
+    known = np.where(chosen, expected["chosen_reward"], expected["rejected_reward"])
+    np.testing.assert_array_equal(scores["reward"], known)
+    np.testing.assert_array_equal(reweight(scores, objective, 2).coefficient, scores["coefficient"])
+    sums = scores.assign(delta=scores["logprob"] - scores["ref_logprob"]).groupby(["sample_id", "role"])["delta"].sum()
+    gap = 0.2 * (sums.xs("chosen", level="role") - sums.xs("rejected", level="role"))
+    difference = rewards.set_index("id")["chosen_reward"].loc[gap.index] - 0.5
+    c = -2 * 0.2 * (gap - difference) / len(gap)
+    np.testing.assert_allclose(scores["coefficient"], np.where(chosen, 1, -1) * c.loc[scores["sample_id"]], rtol=1e-6)
+
+
+def test_without_rewards_such_a_probe_says_what_is_missing(run, tmp_path):
+    with pytest.raises(InputError, match="pra_posterior needs the rewards of both responses"):
+        offline(run, tmp_path / "out", tmp_path / "state", objective=bind("pra_posterior", {"beta": 0.2}))
+    offline(run, tmp_path / "out", tmp_path / "state")
+    assert "reward" not in tables.read(tmp_path / "out" / "step-0").scores
 
 
 @pytest.mark.e2e

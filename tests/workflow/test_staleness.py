@@ -45,6 +45,8 @@ EDITS = {
     "one objective": replaced(PACKAGE / "objectives/pairs.py", "ramp(step, t1, t2)", "ramp(step + 1, t1, t2)"),
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
+    "the exact bandit": statement("bandit/gradients.py"),
+    "rewards of pairs": statement("training/preference_rewards.py"),
     "hub conversion": statement("models/hub.py"),
     "a new figure": replaced(
         PACKAGE / "figures/registry.py",
@@ -103,6 +105,20 @@ def edited(root: Path, change: Callable[[Path], None], kept: Path) -> Iterator[N
         for name in ("workflow", "config"):
             shutil.rmtree(root / name)
             shutil.copytree(kept / name, root / name)
+
+
+def test_a_run_that_reads_rewards_reruns_no_other(finished, tmp_path):
+    with edited(
+        finished,
+        replaced(CONFIGURATION, "  rda: {", "  rda_too: {objective: rda, parameters: {beta: 1}}\n  rda: {"),
+        tmp_path,
+    ):
+        added = plan(finished)
+    assert (added["train_offline"], added["respond_run"]) == (1, 1)
+    assert "score_preferences" not in added
+    assert "probe_offline" not in added
+    with edited(finished, EDITS["rewards of pairs"], tmp_path / "again"):
+        assert plan(finished)["train_offline"] == 2  # rda and pra, not dpo and cdpo
 
 
 def test_every_row_has_its_edit():

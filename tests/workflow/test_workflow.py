@@ -36,6 +36,8 @@ def test_every_target_is_there(results):
     assert (smoke / "report.html").stat().st_size > 50_000
     for name in ("figure_1_dpo", "figure_2_ppo", "figure_3_ppo", "figure_4", "training_cdpo", "training_ppo"):
         assert (smoke / f"figures/menagerie/{name}.png").stat().st_size > 5_000
+    assert (smoke / "figures/bandit.png").stat().st_size > 5_000
+    assert set(pd.read_csv(smoke / "tables/bandit_claims.csv")["model"]) == {"bandit"}
     win_rates = pd.read_csv(smoke / "tables/win_rates.csv")
     assert set(win_rates["run"]) == {"base", *(run.name for run in RUNS)}
     assert "cppo_top_lambda-0.3" in set(win_rates["run"])
@@ -56,6 +58,17 @@ def test_identities_hold_in_every_row_of_the_dynamics(results):
     summed = segments.groupby([*keys, "component"])["G"].sum().unstack()
     assert ((summed - whole[summed.columns]).abs().max(axis=1) <= 1e-5 * scale).all()
     assert (table["reverse_forward_rel_diff"] < 1e-3).all()
+
+
+def test_only_runs_that_read_rewards_carry_them(results):
+    run = results / "results/smoke/menagerie"
+    rewards = pd.read_parquet(run / "rewards.parquet").set_index("id")
+    for name, carries in (("rda", True), ("dpo", False)):
+        scores = pd.read_parquet(run / f"{name}/seed0/probe/heldout/step-3/scores.parquet")
+        assert ("reward" in scores) == carries
+        if carries:
+            chosen = scores[scores["role"] == "chosen"]
+            assert (chosen["reward"].to_numpy() == rewards.loc[chosen["sample_id"], "chosen_reward"].to_numpy()).all()
 
 
 def test_a_second_run_does_nothing(results):

@@ -113,6 +113,25 @@ def reference_logps(wildcards):
     return layout.REFERENCE.replace("{init}", run_of(wildcards).init)
 
 
+def preference_rewards(wildcards):
+    """Rewards of the pairs, for runs whose objective needs them."""
+    return layout.PREFERENCE_REWARDS if "rewards" in run_of(wildcards).objective.needs else None
+
+
+def scoring_function(wildcards):
+    """The "module:function" that scores pairs, if the configuration names one."""
+    return MODELS[wildcards.model]["preference_rewards"]
+
+
+def scoring_model(wildcards):
+    return None if scoring_function(wildcards) else layout.REWARD
+
+
+def scoring_code(wildcards):
+    """Fingerprint of the function's module, if it is ours; the reward model's code is the script's."""
+    return module_fingerprint((scoring_function(wildcards) or "").partition(":")[0])
+
+
 def seeds(family=None, probed=None):
     """(model, run, seed) of every trained run, or of those of one family, or of those that are probed."""
     return [
@@ -220,7 +239,8 @@ def drawn_from(wildcards):
 def told(wildcards):
     """The arguments of a figure's function that are no tables; a figure of one run is told of that run only."""
     run = drawing(wildcards).run
-    return drawing(wildcards).arguments | {"runs": {run: DESCRIBED[run]} if run else DESCRIBED}
+    runs = {run: DESCRIBED[run]} if run else DESCRIBED
+    return drawing(wildcards).arguments | {"model": wildcards.model, "runs": runs}
 
 
 def judge_code(wildcards):

@@ -1,7 +1,8 @@
 """Base model, SFT model, preferences, reward model and reference log-probs: what all runs of a model share.
 
 REQUIRED INPUTS: data/.
-OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), preferences.parquet and reference/{init}.parquet.
+OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), preferences.parquet, reference/{init}.parquet, and, where a
+run's objective needs them, rewards.parquet of the pairs.
 """
 
 WORLD_MODELS = [name for name, model in MODELS.items() if model["base"]["source"] == "world"]
@@ -178,3 +179,29 @@ rule compute_reference:
         },
     script:
         "../scripts/compute_reference.py"
+
+
+# Only objectives of rewards ask for it. Scored by the reward model, or by a function that the configuration names.
+rule score_preferences:
+    input:
+        unpack(artefacts(model=layout.SFT, preferences=layout.PREFERENCES, reward=scoring_model)),
+    output:
+        rewards=layout.PREFERENCE_REWARDS,
+        provenance=layout.record(layout.PREFERENCE_REWARDS),
+    log:
+        f"{layout.MODEL_LOGS}/score_preferences.log",
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=needs("generate", "gpu"),
+        mem_mb=needs("generate", "mem_mb"),
+        runtime=needs("generate", "runtime"),
+    params:
+        code=code("score_preferences.py"),
+        function=scoring_function,
+        function_code=scoring_code,
+        settings=lambda wildcards: {
+            key: MODELS[wildcards.model]["offline"][key] for key in ("micro_batch_size", "max_length")
+        },
+    script:
+        "../scripts/score_preferences.py"

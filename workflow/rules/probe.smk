@@ -41,7 +41,7 @@ PROBED = {
 
 rule probe_offline:
     input:
-        unpack(artefacts(**PROBED)),
+        unpack(artefacts(**PROBED, rewards=preference_rewards)),
     output:
         tables=temp(directory(layout.PROBE_CHUNK)),
         provenance=layout.record(layout.PROBE_CHUNK),

@@ -92,6 +92,7 @@ rule draw_figure:
 rule write_report:
     input:
         unpack(artefacts(figures=figure_files)),
+        **BANDIT_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",

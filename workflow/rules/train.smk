@@ -1,6 +1,7 @@
 """Preference optimisation: one rule per family of objectives, one job per run and seed.
 
-REQUIRED INPUTS: the model's sft/ (or base/), preferences.parquet, and reference/ (offline) or reward/ (online).
+REQUIRED INPUTS: the model's sft/ (or base/), preferences.parquet, and reference/ (offline; with rewards.parquet for
+objectives that need it) or reward/ (online).
 OUTPUTS: <run>/seed<n>/checkpoints/step-<t>/ and training.csv.
 Training state for an exact resume is kept in .../state/, which is no output: Snakemake deletes the outputs of a failed
 job, and a restarted job goes on from its state.
@@ -13,7 +14,14 @@ TRAIN_ONLINE = "po_dynamics.ppo.train:train_online"
 # The inputs are named as the arguments of `function`; the first one is the model that training starts from.
 rule train_offline:
     input:
-        unpack(artefacts(init=initial_model, preferences=layout.PREFERENCES, reference=reference_logps)),
+        unpack(
+            artefacts(
+                init=initial_model,
+                preferences=layout.PREFERENCES,
+                reference=reference_logps,
+                rewards=preference_rewards,
+            )
+        ),
     output:
         checkpoints=checkpoints(layout.CHECKPOINTS),
         log=layout.CURVES,

@@ -1,4 +1,4 @@
-"""Rules draw_…: a figure from tables; `params.function` draws it."""
+"""Rules draw_figure and draw_bandit: a figure from tables; `params.function` draws it."""
 
 from pathlib import Path
 
@@ -22,4 +22,4 @@ with stage(snakemake):
     tables = {name: read_all(found) for name, found in inputs_of(snakemake).items()}
     module, _, name = snakemake.params.function.partition(":")
     draw = getattr(importlib.import_module(module), name)
-    draw(**tables, output=Path(snakemake.output.figure), model=snakemake.wildcards.model, **snakemake.params.arguments)
+    draw(**tables, output=Path(snakemake.output.figure), **snakemake.params.arguments)

@@ -24,4 +24,4 @@ with stage(snakemake):
         final_set=snakemake.wildcards.final_set,
     )
     module, _, name = snakemake.params.function.partition(":")
-    getattr(importlib.import_module(module), name)(run, **inputs)  # online, with the reward
+    getattr(importlib.import_module(module), name)(run, **inputs)  # online the reward, offline rewards of pairs

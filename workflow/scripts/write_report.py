@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-from po_dynamics.harness.job import stage
+from po_dynamics.harness.job import inputs_of, stage
 
 with stage(snakemake):
     import yaml
-    from po_dynamics.figures.report import Contents, write_report
+    from po_dynamics.figures.report import Contents, ExactBandit, write_report
 
+    inputs = inputs_of(snakemake)
+    bandit = {name: inputs[f"bandit_{name}"] for name in ExactBandit._fields if f"bandit_{name}" in inputs}
     contents = Contents(
         experiment=snakemake.wildcards.experiment,
-        config=yaml.safe_load(Path(snakemake.input.config).read_text()),
+        config=yaml.safe_load(inputs["config"].read_text()),
         runs=snakemake.params.runs,
-        results=Path(snakemake.input.results),
-        win_rates=Path(snakemake.input.win_rates),
-        figures=[Path(path) for path in snakemake.input.figures],
-        tables=[Path(snakemake.input.dynamics)],
+        results=inputs["results"],
+        win_rates=inputs["win_rates"],
+        figures=inputs["figures"],
+        tables=[inputs["dynamics"]],
+        bandit=ExactBandit(**bandit) if bandit else None,
     )
     write_report(Path(snakemake.output.report), contents)

@@ -45,7 +45,7 @@ def tables():
 
 def test_page_is_written_twice_alike_with_its_caption(tmp_path):
     for folder in ("one", "two"):
-        draw_bandit(tables(), tmp_path / folder / "bandit.png")
+        draw_bandit(tmp_path / folder / "bandit.png", tau=0.5, **tables()._asdict())
     for name in ("bandit.png", "bandit.pdf"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     with Image.open(tmp_path / "one" / "bandit.png") as image:
@@ -59,7 +59,7 @@ def test_page_is_written_twice_alike_with_its_caption(tmp_path):
 def test_panels_show_every_case(monkeypatch, tmp_path):
     saved = []
     monkeypatch.setattr(style, "save", lambda figure, *rest: saved.append(figure))
-    draw_bandit(tables(), tmp_path / "x.png")
+    draw_bandit(tmp_path / "x.png", tau=0.5, **tables()._asdict())
     one_target, law, support, samples, alignment, signs = saved[0].axes
     labels = [text.get_text() for text in one_target.texts]
     assert sorted(labels) == sorted(text for text, _ in bandit._CASES.values())
@@ -72,4 +72,4 @@ def test_a_case_that_is_not_in_the_tables_is_named(tmp_path):
     given = tables()
     without = given._replace(bandit=given.bandit[given.bandit["objective"] != "rda"])
     with pytest.raises(InputError, match=r"bandit: no row with objective = rda; seen: bda, ppo"):
-        draw_bandit(without, tmp_path / "x.png")
+        draw_bandit(tmp_path / "x.png", tau=0.5, **without._asdict())

@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from po_dynamics.bandit.bandits import Bandits, Settings
+from po_dynamics.bandit.bandits import Bandits
 from po_dynamics.bandit.convergence import interval
 from po_dynamics.bandit.descent import path, spaced
 from po_dynamics.bandit.gradients import Gradient, ascent, of_divergence, of_pairs
 from po_dynamics.bandit.laws import arm_law, fixed, labels, mini_batches, pair_weights
+from po_dynamics.settings.bandit import ExactBandit
 
 GAPS = (1, 10, 100)
 FINAL = ("greedy", "drawn")  # final responses: the likeliest one, or all in proportion
@@ -38,7 +39,7 @@ class Trajectory(NamedTuple):
     negative: Tensor
 
 
-def trajectories(bandits: Bandits, settings: Settings) -> Iterator[tuple[dict[str, str], Trajectory]]:
+def trajectories(bandits: Bandits, settings: ExactBandit) -> Iterator[tuple[dict[str, str], Trajectory]]:
     """Posterior objectives at `temperature`, trained exactly; DPO also on mini-batches of a few drawn pairs."""
     tau = settings.temperature
     for objective, coverage in TAKEN:
@@ -57,7 +58,7 @@ def trajectories(bandits: Bandits, settings: Settings) -> Iterator[tuple[dict[st
             yield keys | {"training": "mini-batches"}, _follow(noisy, exact, bandits, settings)
 
 
-def _follow(trained: Gradient, exact: Gradient, bandits: Bandits, settings: Settings) -> Trajectory:
+def _follow(trained: Gradient, exact: Gradient, bandits: Bandits, settings: ExactBandit) -> Trajectory:
     """`alignment_steps` steps of one gradient, with the other's components."""
     steps = islice(path(trained, bandits.ref_logps_RK, settings.learning_rate), settings.alignment_steps + 1)
     logps = torch.stack([step.logps_RK for step in steps])
@@ -73,7 +74,7 @@ def final_responses(logps_PK: Tensor, final: str) -> Tensor:
     return torch.nn.functional.one_hot(logps_PK.argmax(1), logps_PK.shape[1]).double()
 
 
-def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def align(bandits: Bandits, settings: ExactBandit) -> tuple[pd.DataFrame, pd.DataFrame]:
     """G of the whole objective (TOT) and its components, and what the steps did.
 
     Returns:
@@ -99,7 +100,7 @@ def align(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFr
     return pd.concat(curves, ignore_index=True)[columns], pd.DataFrame(signs)
 
 
-def alignment_of(t: Trajectory, q_PK: Tensor, component: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+def alignment_of(t: Trajectory, q_PK: Tensor, component: str, settings: ExactBandit) -> tuple[np.ndarray, np.ndarray]:
     """G (T, P), and the change of l in one step of the component alone (TOT: in the step taken)."""
     before = t.logps[:-1]
     direction = {"TOT": t.positive + t.negative, "POS": t.positive, "NEG": t.negative}[component]
@@ -114,7 +115,7 @@ def _change(t: Trajectory, q_PK: Tensor, gap: int) -> np.ndarray:
     return (likelihood_TP[gap:] - likelihood_TP[:-gap]).numpy()
 
 
-def _agreement(G_TP: np.ndarray, change_TP: np.ndarray, settings: Settings) -> dict[str, float]:
+def _agreement(G_TP: np.ndarray, change_TP: np.ndarray, settings: ExactBandit) -> dict[str, float]:
     told_TP = np.abs(change_TP) > TOLD
     same_TP = told_TP & ((G_TP > 0) == (change_TP > 0))
     share_P = same_TP.sum(0) / np.maximum(told_TP.sum(0), 1)

@@ -6,23 +6,24 @@ from typing import Any
 
 import pandas as pd
 
-from po_dynamics.bandit.bandits import Settings
 from po_dynamics.bandit.convergence import OF_REWARDS, interval
+from po_dynamics.settings.bandit import ExactBandit
 
 FAR = 10  # tolerances: further from its target than this, an objective is biased
 AGREES = 0.95  # share of steps
 
 
 def judge(
-    ends: pd.DataFrame, law: pd.DataFrame, alignment: pd.DataFrame, signs: pd.DataFrame, settings: Settings
+    ends: pd.DataFrame, law: pd.DataFrame, alignment: pd.DataFrame, signs: pd.DataFrame, settings: ExactBandit
 ) -> pd.DataFrame:
-    """`claim, statistic, low, high, rule, verdict`, the verdict being "holds", "does not hold" or "open".
+    """`claim, model, verdict, statistic, low, high, rule`; "holds", "does not hold" or "open", of the model "bandit".
 
     Intervals are 95 % bootstrap intervals over prompts; for a claim about all cases, the range over the cases.
     """
     rows = [_same_target(ends, settings), _slower(law), _bias(ends, settings), _shift(ends, settings)]
     rows += [_sign(signs), _exchange(alignment)]
-    return pd.DataFrame(rows, columns=["claim", "statistic", "low", "high", "rule", "verdict"])
+    table = pd.DataFrame(rows, columns=["claim", "statistic", "low", "high", "rule", "verdict"]).assign(model="bandit")
+    return table[["claim", "model", "verdict", "statistic", "low", "high", "rule"]]
 
 
 def _above(claim: str, statistic: float, low: float, high: float, rule: str, bound: float) -> tuple[Any, ...]:
@@ -36,7 +37,7 @@ def _every(claim: str, tv: pd.Series, bound: float) -> tuple[Any, ...]:
     return claim, tv.max(), tv.min(), tv.max(), rule, "holds" if tv.max() < bound else "does not hold"
 
 
-def _same_target(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+def _same_target(ends: pd.DataFrame, settings: ExactBandit) -> tuple[Any, ...]:
     taken = ends[ends["objective"].isin(["bda", "ppo", *OF_REWARDS]) & (ends["coverage"] != "missing")]
     claim = "same target: BDA, PPO, RA, RDA and PRA, plain and posterior, reach π^τ where every response is covered"
     return _every(claim, taken["tv"], settings.tolerance)
@@ -48,7 +49,7 @@ def _slower(law: pd.DataFrame) -> tuple[Any, ...]:
     return _above(claim, row["exponent"], row["low"], row["high"], "interval of p > 0", 0.0)
 
 
-def _bias(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+def _bias(ends: pd.DataFrame, settings: ExactBandit) -> tuple[Any, ...]:
     taken = ends[(ends["objective"] == "dpo") & (ends["coverage"] == "missing") & (ends["tau"] == settings.temperature)]
     claim = f"DPO is biased where the best {settings.missing} of {settings.arms} responses are in no pair"
     bound = FAR * settings.tolerance
@@ -56,7 +57,7 @@ def _bias(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
     return _above(claim, taken["tv"].mean(), *interval(taken["tv"].to_numpy(), settings.seed), rule, bound)
 
 
-def _shift(ends: pd.DataFrame, settings: Settings) -> tuple[Any, ...]:
+def _shift(ends: pd.DataFrame, settings: ExactBandit) -> tuple[Any, ...]:
     taken = ends[(ends["objective"] == "pra") & (ends["variant"] == "posterior") & (ends["coverage"] == "policy")]
     claim = "the shift of PRA-P vanishes: on pairs that the policy samples, PRA reaches π^τ_ref at every τ"
     return _every(claim, taken["tv"], settings.tolerance)

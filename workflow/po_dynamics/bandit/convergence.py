@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from po_dynamics.bandit.bandits import Bandits, Settings, target
+from po_dynamics.bandit.bandits import Bandits, target
 from po_dynamics.bandit.descent import Run, run
 from po_dynamics.bandit.gradients import Gradient, of_divergence, of_pairs, of_ppo
 from po_dynamics.bandit.laws import OFFLINE, ON_POLICY, arm_law, fixed, labels, on_policy, pair_weights
 from po_dynamics.errors import InputError
+from po_dynamics.settings.bandit import ExactBandit
 
 VARIANTS = ("plain", "posterior")
 OF_REWARDS = ("ra", "rda", "pra")
@@ -36,7 +37,7 @@ class Case(NamedTuple):
         return {"objective": self.objective, "variant": self.variant, "tau": self.tau}
 
 
-def cases(bandits: Bandits, tau: float, settings: Settings) -> Iterator[Case]:
+def cases(bandits: Bandits, tau: float, settings: ExactBandit) -> Iterator[Case]:
     """Everything that is compared at one τ; DPO has a prior by definition, PRA-P is posterior PRA on-policy."""
     for variant in VARIANTS:
         yield Case("bda", variant, tau, (ON_POLICY,), bandits, of_divergence(tau, variant, bandits))
@@ -48,7 +49,7 @@ def cases(bandits: Bandits, tau: float, settings: Settings) -> Iterator[Case]:
     yield from offline("dpo", "posterior", tau, bandits, settings)
 
 
-def offline(objective: str, variant: str, tau: float, bandits: Bandits, settings: Settings) -> Iterator[Case]:
+def offline(objective: str, variant: str, tau: float, bandits: Bandits, settings: ExactBandit) -> Iterator[Case]:
     """The fixed laws of pairs: those that support every arm in one descent, the one that does not in another.
 
     DPO under drawn labels is posterior PRA in expectation: it is shown where pairs are uniform, and where some miss.
@@ -62,7 +63,7 @@ def offline(objective: str, variant: str, tau: float, bandits: Bandits, settings
         yield Case(objective, variant, tau, coverages, rows, of_pairs(objective, tau, variant, rows, law))
 
 
-def converge(bandits: Bandits, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+def converge(bandits: Bandits, settings: ExactBandit) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Descends every case at every τ, from π_ref.
 
     Returns:
@@ -94,7 +95,7 @@ def _end(done: Run, rows: slice) -> pd.DataFrame:
     return pd.DataFrame({"prompt": np.arange(len(tv)), "steps": steps, "tv": tv, "kl": kl})
 
 
-def law_of_steps(ends: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def law_of_steps(ends: pd.DataFrame, settings: ExactBandit) -> pd.DataFrame:
     """The exponent p of steps ∝ τ^−p, by least squares of log steps on log τ over all prompts.
 
     Returns:

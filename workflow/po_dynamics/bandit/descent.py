@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from po_dynamics.bandit.bandits import Settings
 from po_dynamics.bandit.gradients import Coefficients, Gradient, ascent
 from po_dynamics.errors import InputError
+from po_dynamics.settings.bandit import ExactBandit
 
 STILL = 1e-9  # a step that moves no log-prob by more has arrived where it goes
 WITHIN = 0.9  # of the tolerance
@@ -57,7 +57,7 @@ class Run(NamedTuple):
     logps_RK: np.ndarray  # at the end
 
 
-def run(gradient: Gradient, start_RK: Tensor, target_RK: Tensor, settings: Settings) -> Run:
+def run(gradient: Gradient, start_RK: Tensor, target_RK: Tensor, settings: ExactBandit) -> Run:
     """Descends until every row is well within the tolerance, or stands still, or `max_steps` are over."""
     marks, kept = set(spaced(settings.max_steps)), []
     last_above_R, previous_RK = torch.full(start_RK.shape[:1], -1), start_RK

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from po_dynamics.bandit.bandits import Bandits, log_partition, prior, target
 from po_dynamics.bandit.laws import Law, ordered_pairs
-from po_dynamics.objectives.pairs import Pairs
-from po_dynamics.objectives.registry import bind
-from po_dynamics.objectives.tokens import Tokens
+from po_dynamics.objectives.pairs import Pairs, dpo
+from po_dynamics.objectives.rewards import pra, pra_posterior, ra, ra_posterior, rda, rda_posterior
+from po_dynamics.objectives.tokens import Tokens, ppo
+
+# Imported by name, so that an edit of one of them makes the bandit stale and that of another objective does not.
+OF_PAIRS = {f.__name__: f for f in (dpo, ra, ra_posterior, rda, rda_posterior, pra, pra_posterior)}
 
 
 class Coefficients(NamedTuple):
@@ -37,7 +40,7 @@ def ascent(coefficients_RK: Tensor, logps_RK: Tensor) -> Tensor:
 def of_pairs(objective: str, tau: float, variant: str, bandits: Bandits, law: Law) -> Gradient:
     """An offline objective (`ra`, `rda`, `pra`: with their `variant`; `dpo`) in expectation over a law of pairs."""
     name = f"{objective}_posterior" if variant == "posterior" and objective != "dpo" else objective
-    bound = bind(name, {"beta": tau}, family="offline")
+    terms_of = OF_PAIRS[name]
     (rows, arms), (chosen, rejected) = bandits.rewards_RK.shape, ordered_pairs(bandits.rewards_RK.shape[1])
     ones_N = torch.ones(rows * len(chosen), dtype=torch.float64)
     known = {
@@ -52,7 +55,8 @@ def of_pairs(objective: str, tau: float, variant: str, bandits: Bandits, law: La
     to_chosen_MK, to_rejected_MK = (torch.eye(arms, dtype=torch.float64)[i] for i in (chosen, rejected))
 
     def gradient(logps_RK: Tensor, step: int) -> Coefficients:
-        terms = bound(Pairs(logps_RK[:, chosen].flatten(), logps_RK[:, rejected].flatten(), **known), step)
+        pairs = Pairs(logps_RK[:, chosen].flatten(), logps_RK[:, rejected].flatten(), **known)
+        terms = terms_of(pairs, step, beta=tau)
         weights_RM = law(logps_RK, step)
         positive_RM, negative_RM = (c_N.view(rows, -1) * weights_RM for c_N in (terms.chosen_N, terms.rejected_N))
         return Coefficients(positive_RM @ to_chosen_MK, negative_RM @ to_rejected_MK)
@@ -76,7 +80,7 @@ def of_ppo(tau: float, variant: str, bandits: Bandits, epochs: int) -> Gradient:
 
     Its advantages are τ times those of `of_divergence`: the same target, in units of reward.
     """
-    bound, prior_RK = bind("ppo", family="online"), prior(bandits, variant)
+    prior_RK = prior(bandits, variant)
     mask_RK = torch.ones_like(bandits.rewards_RK, dtype=torch.bool)
     sampler = [bandits.ref_logps_RK]  # the policy that answers were drawn from
 
@@ -85,7 +89,7 @@ def of_ppo(tau: float, variant: str, bandits: Bandits, epochs: int) -> Gradient:
             sampler[0] = logps_RK
         old_RK = sampler[0]
         advantages_RK = _centred(bandits.rewards_RK - tau * (old_RK - prior_RK), old_RK)
-        terms = bound(Tokens(logps_RK, old_RK, advantages_RK, mask_RK), step)
+        terms = ppo(Tokens(logps_RK, old_RK, advantages_RK, mask_RK), step)
         return _by_sign(old_RK.exp() * terms.coefficient_BT, advantages_RK)
 
     return gradient

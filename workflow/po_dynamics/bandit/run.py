@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from po_dynamics.bandit.alignment import align
-from po_dynamics.bandit.bandits import draw, settings_from
+from po_dynamics.bandit.bandits import draw
 from po_dynamics.bandit.claims import judge
 from po_dynamics.bandit.convergence import converge, law_of_steps
 from po_dynamics.bandit.samples import finite_samples
+from po_dynamics.settings.bandit import ExactBandit
 from po_dynamics.storage.atomic import atomic_file
 
 
@@ -24,12 +25,12 @@ def run_bandit(output: Path | str, settings: Mapping[str, Any] | None = None) ->
         output: gets `bandit.csv` (distance from the target over steps), `bandit_ends.csv` (of each prompt, at the
             end), `bandit_law.csv` (steps against τ), `bandit_samples.csv` (finite data), `bandit_alignment.csv` (G over
             steps), `bandit_signs.csv` (G's sign against what happened) and `bandit_claims.csv`.
-        settings: what differs from the defaults of `bandits.Settings`.
+        settings: `bandit` of a configuration: what differs from the defaults.
 
     Raises:
         InputError: impossible settings, or a learning rate at which something diverges.
     """
-    chosen = settings_from(settings or {})
+    chosen = ExactBandit.of(settings or {}, "bandit")
     bandits = draw(chosen)
     curves, ends = converge(bandits, chosen)
     law = law_of_steps(ends, chosen)

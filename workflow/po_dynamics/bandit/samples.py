@@ -9,17 +9,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from po_dynamics.bandit.bandits import Bandits, Settings, target
+from po_dynamics.bandit.bandits import Bandits, target
 from po_dynamics.bandit.descent import distances, path
 from po_dynamics.bandit.gradients import of_pairs
 from po_dynamics.bandit.laws import arm_law, fixed, labels, pair_weights, sampled
+from po_dynamics.settings.bandit import ExactBandit
 
 ALL = 0  # of `pairs`: the exact expectation
 # labels: the objective, how the chosen response is found, and what the training sees of it
 LABELS = {"soft": ("pra", "certain"), "drawn": ("dpo", "drawn"), "certain": ("dpo", "certain")}
 
 
-def finite_samples(bandits: Bandits, settings: Settings) -> pd.DataFrame:
+def finite_samples(bandits: Bandits, settings: ExactBandit) -> pd.DataFrame:
     """Posterior PRA (soft labels) and DPO (hard ones) at `temperature`, pairs of arms drawn uniformly.
 
     Returns:
@@ -39,7 +40,7 @@ def finite_samples(bandits: Bandits, settings: Settings) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[["labels", "pairs", "draw", "prompt", "tv", "kl"]]
 
 
-def _fit(objective: str, weights_RM: Tensor, rows: Bandits, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+def _fit(objective: str, weights_RM: Tensor, rows: Bandits, settings: ExactBandit) -> tuple[np.ndarray, np.ndarray]:
     """Total variation and KL after the descent; it starts from π_ref."""
     tau = settings.temperature
     gradient = of_pairs(objective, tau, "posterior", rows, fixed(weights_RM))

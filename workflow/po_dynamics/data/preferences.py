@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from po_dynamics.errors import InputError
 from po_dynamics.models.tokenizers import encode_prompt, encode_response
 from po_dynamics.storage.parquet import read_rows
+
+REWARDS = ("chosen_rewards", "rejected_rewards")  # columns of the rows of training, where the objective needs them
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
     if count:
         print(f"{path}: {count} of {len(pairs)} pairs are cut to max_length = {max_length} tokens", file=sys.stderr)
     return cut
+
+
+def read_of_pairs(path: Path, ids: Sequence[str], columns: tuple[str, str], what: str) -> list[tuple[float, float]]:
+    """Two numbers of every pair, of its chosen and its rejected response, in the order of `ids`.
+
+    Raises:
+        InputError: a missing column or pair; `what` is what the message calls the numbers.
+    """
+    found = {str(row["id"]): (row[columns[0]], row[columns[1]]) for row in read_rows(path, ["id", *columns])}
+    if missing := [key for key in ids if key not in found]:
+        raise InputError(f"{path} has no {what} of pair {missing[0]} ({len(missing)} missing); compute it again")
+    return [found[key] for key in ids]
+
+
+def read_rewards(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
+    """Rewards of the chosen and the rejected response in the order of `ids`; InputError when one is missing."""
+    return read_of_pairs(path, ids, ("chosen_reward", "rejected_reward"), "rewards")
 
 
 def _encode(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, path: Path) -> EncodedPair:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from po_dynamics.objectives.components import components, groups, thresholds
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs
 from po_dynamics.objectives.tokens import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAIR_ROLES = ("chosen", "rejected")
 
@@ -27,7 +30,8 @@ class Terms(NamedTuple):
 def reweight(scores: pd.DataFrame, objective: Objective, step: int) -> Terms:
     """Coefficients of an objective on the tokens of `scores.parquet`.
 
-    Needs `sample_id, role, logprob` and, offline, `ref_logprob`, online, `advantage`. Offline, N counts pairs and the
+    Needs `sample_id, role, logprob` and, offline, `ref_logprob` (and `reward`, where the objective does), online,
+    `advantage`. Offline, N counts pairs and the
     loss of a pair is spread evenly over its tokens; online, N counts tokens and the ratio is 1: the samples were drawn
     at this very checkpoint.
 
@@ -59,14 +63,24 @@ def _offline(scores: pd.DataFrame, objective: Objective, step: int) -> Terms:
 
     logps, references = scores["logprob"].to_numpy(np.float64), scores["ref_logprob"].to_numpy(np.float64)
     ones = np.ones(len(scores))
-    pairs = Pairs(
-        *(total(values, rows) for values in (logps, references) for rows in (chosen, ~chosen)),
-        *(total(ones, rows) for rows in (chosen, ~chosen)),
-    )
+    lengths = [total(ones, rows) for rows in (chosen, ~chosen)]
+    sums = (total(values, rows) for values in (logps, references) for rows in (chosen, ~chosen))
+    pairs = Pairs(*sums, *lengths, *_rewards(scores, pair, chosen, count))
     terms = objective(pairs, step)
     positive, negative, weight, loss = (values.numpy() for values in terms)
     coefficient = np.where(chosen, positive[pair], negative[pair]) / count
     return Terms(coefficient, weight[pair], loss[pair] / np.bincount(pair)[pair])
+
+
+def _rewards(scores: pd.DataFrame, pair: np.ndarray, chosen: np.ndarray, count: int) -> list[Tensor]:
+    """Rewards (N,) of the chosen and of the rejected responses; none where the table has none."""
+    import torch
+
+    if "reward" not in scores:
+        return []
+    rewards = np.full((2, count), np.nan)
+    rewards[(~chosen).astype(int), pair] = scores["reward"]
+    return list(torch.from_numpy(rewards))
 
 
 def _online(scores: pd.DataFrame, objective: Objective, step: int) -> Terms:

@@ -23,6 +23,7 @@ COLUMNS = {
     "scores": ("sample_id", "batch", "role", "position", "token_id", "score", "logprob", "argmax_logprob", *_WEIGHED),
     "batches": ("batch", "set", "component", "segment", "n", "dot", "grad_norm", "loss", "outlier", *_AUDITED),
 }
+OPTIONAL = {"scores": ("reward",)}  # of runs whose objective reads it
 NAMES = tuple(COLUMNS)
 KEY = b"po_dynamics"
 
@@ -78,5 +79,8 @@ def read(folder: Path, names: tuple[str, ...] = NAMES) -> Tables:
         raise InputError(
             f"{folder}/{odd}.parquet is a table of another run than the files beside it; probe this checkpoint again"
         )
-    frames = {name: read_table(folder / f"{name}.parquet", COLUMNS[name]).to_pandas() for name in names}
+    frames = {
+        name: read_table(folder / f"{name}.parquet", COLUMNS[name], OPTIONAL.get(name, ())).to_pandas()
+        for name in names
+    }
     return Tables(**{name: frames.get(name, pd.DataFrame()) for name in NAMES}, metadata=metadata["scores"])

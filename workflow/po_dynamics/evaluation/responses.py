@@ -18,7 +18,7 @@ from po_dynamics.models.batches import Batch, collate, longest_first
 from po_dynamics.models.loading import context_length, default_device, evaluating, load_model
 from po_dynamics.models.sampling import CachedRollout, Sampling, greedy, row_uniforms
 from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
-from po_dynamics.settings.evaluation import Responses
+from po_dynamics.settings.experiment import Responses
 from po_dynamics.storage.parquet import read_rows, write_frame
 
 Ids = list[int]

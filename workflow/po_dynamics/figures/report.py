@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -26,6 +26,14 @@ TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
 _MODEL_FOLDERS = {"checkpoints", "base", "sft", "reward", "tokenizer", "state"}
 
 
+class ExactBandit(NamedTuple):
+    """Files of the exact bandit that the report shows."""
+
+    figure: Path
+    law: Path
+    claims: Path
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the report shows.
@@ -39,6 +47,7 @@ class Contents:
         figures: PNG files with `Title` and `Description` (see `style.save`), shown by folder and number; those called
             `training_*` go into a section of their own, folded away.
         tables: further tables to link to.
+        bandit: the exact bandit's section; None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -49,6 +58,7 @@ class Contents:
     win_rates: Path
     figures: Sequence[Path]
     tables: Sequence[Path] = ()
+    bandit: ExactBandit | None = None
     records: Iterable[Path] | None = None
 
 
@@ -68,15 +78,19 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     results, rates = _read(contents.results), _read(contents.win_rates)
     figures = [_figure(path, root) for path in sorted(contents.figures, key=_by_number)]
     records = find_records(root) if contents.records is None else contents.records
+    bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
+    if bandit:
+        linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
     return {
         "experiment": contents.experiment,
         "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
         "judge": ", ".join(map(str, rates["judge"].unique())),
         "figures": [figure for figure in figures if not figure["training"]],
         "training": [figure for figure in figures if figure["training"]],
+        "bandit": bandit and _bandit(bandit, root),
         "stages": _stages(_records(records)),
         "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
-        "files": _files([contents.results, contents.win_rates, *contents.tables], contents.figures, root),
+        "files": _files([contents.results, contents.win_rates, *linked], drawn, root),
     }
 
 
@@ -143,6 +157,20 @@ def _figure(path: Path, root: Path) -> dict[str, Any]:
     title, training = text.get("Title", path.stem), path.stem.startswith("training_")
     source = {"path": os.path.relpath(path, root), "data": data, "width": round(0.56 * width)}
     return {"title": title, "caption": text.get("Description", ""), "training": training} | source
+
+
+def _bandit(files: ExactBandit, root: Path) -> dict[str, Any]:
+    """The exact bandit's page, its claims, and of each of its cases the exponent and the steps at each τ, falling."""
+    law = _read(files.law)
+    steps = law.pivot_table(index=["objective", "variant", "coverage"], columns="tau", values="steps", sort=False)
+    steps = steps.sort_index(axis=1, ascending=False)
+    fitted = law.groupby(["objective", "variant", "coverage"], sort=False)[["exponent", "low", "high"]].first()
+    rows = [
+        {"case": case, "steps": steps.loc[case].tolist(), **fit}
+        for case, fit in zip(fitted.index, fitted.to_dict("records"), strict=True)
+    ]
+    claims = _read(files.claims).to_dict("records")
+    return {"figure": _figure(files.figure, root), "claims": claims, "taus": list(steps), "law": rows}
 
 
 def _by_number(path: Path) -> tuple[str, list[tuple[int, str]]]:

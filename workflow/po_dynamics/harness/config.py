@@ -97,6 +97,12 @@ def _run(settings: Configuration, entry: str, name: str, model: str, parameters:
         objective = bind(run.objective, parameters)
     except InputError as error:
         raise InputError(f"configuration key 'runs.{entry}': {error}") from None
+    if "log_partition" in objective.needs:
+        raise _bad(
+            f"runs.{entry}.objective",
+            run.objective,
+            "an objective that needs no log Z, which no stage estimates: rda, rda_posterior, pra or pra_posterior",
+        )
     start = run.init if isinstance(run.init, Start) else None
     return Run(
         name=name,

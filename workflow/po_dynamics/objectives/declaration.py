@@ -53,6 +53,7 @@ class Declaration:
     function: Callable[..., Any]
     parameters: Mapping[str, Parameter]  # by configuration key
     grouped: bool  # online: its advantages compare the responses to one prompt
+    needs: tuple[str, ...]  # offline: what it reads of a pair beside log-probs: "rewards", "log_partition"
 
     def bind(self, parameters: Mapping[str, Any]) -> Objective:
         """The objective with these parameters; InputError naming unknown and missing keys and impossible values."""
@@ -105,6 +106,11 @@ class Objective:
         """Whether its advantages compare the responses to one prompt."""
         return self.declaration.grouped
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it reads of a pair beside log-probs: "rewards", "log_partition" (log Z of the prompt)."""
+        return self.declaration.needs
+
     def __call__(self, batch: Any, step: int) -> Any:
         """`PairTerms` of `Pairs`, or `TokenTerms` of `Tokens`."""
         arguments = {"lambda_" if key == "lambda" else key: value for key, value in self.parameters.items()}
@@ -116,7 +122,7 @@ def _detached(batch: Any) -> Any:
     return replace(batch, **{key: value.detach() for key, value in values.items() if hasattr(value, "detach")})
 
 
-def _declare(family: str, function: Function, grouped: bool = False) -> Function:
+def _declare(family: str, function: Function, grouped: bool = False, needs: tuple[str, ...] = ()) -> Function:
     hints = get_type_hints(function, include_extras=True)
     parameters = {}
     for argument in inspect.signature(function).parameters.values():
@@ -124,13 +130,23 @@ def _declare(family: str, function: Function, grouped: bool = False) -> Function
             default = REQUIRED if argument.default is argument.empty else argument.default
             bounds = tuple(hint for hint in get_args(hints[argument.name])[1:] if isinstance(hint, Bounds))
             parameters[argument.name.rstrip("_")] = Parameter(default, bounds)
-    DECLARED[function.__name__] = Declaration(function.__name__, family, function, parameters, grouped)
+    DECLARED[function.__name__] = Declaration(function.__name__, family, function, parameters, grouped, needs)
     return function
 
 
 def offline(function: Function) -> Function:
     """Declares an objective of preference pairs."""
     return _declare("offline", function)
+
+
+def offline_rewarded(function: Function) -> Function:
+    """Declares an objective of preference pairs whose two rewards are known."""
+    return _declare("offline", function, needs=("rewards",))
+
+
+def offline_partitioned(function: Function) -> Function:
+    """Declares an objective of preference pairs whose two rewards and log Z are known."""
+    return _declare("offline", function, needs=("rewards", "log_partition"))
 
 
 def online(function: Function) -> Function:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from po_dynamics.errors import InputError
-from po_dynamics.objectives.declaration import Positive, offline
+from po_dynamics.objectives.declaration import Positive, offline_partitioned, offline_rewarded
 from po_dynamics.objectives.pairs import Pairs, PairTerms, nlog_sigmoid
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def _rewards(pairs: Pairs, name: str) -> tuple[Tensor, Tensor]:
     if pairs.chosen_rewards_N is None or pairs.rejected_rewards_N is None:
         raise InputError(
             f"{name} needs the rewards of both responses of every pair (chosen_rewards_N, rejected_rewards_N), and "
-            "these pairs have none: score them with the reward model (rule train_reward) or with the gold reward"
+            "these pairs have none: score them with the reward model or a function (rule score_preferences)"
         )
     return pairs.chosen_rewards_N, pairs.rejected_rewards_N
 
@@ -70,37 +70,37 @@ def _preference(gap_N: Tensor, pairs: Pairs, beta: float, name: str) -> PairTerm
     return PairTerms(coefficient_N, -coefficient_N, coefficient_N.abs(), loss_N)
 
 
-@offline
+@offline_partitioned
 def ra(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Reward approximation: (τ log π + τ log Z − r)², mean of a pair's two responses; our reading. c may be < 0."""
     return _absolute(pairs.chosen_logps_N, pairs.rejected_logps_N, pairs, beta, "ra")
 
 
-@offline
+@offline_partitioned
 def ra_posterior(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Reward approximation with prior π_ref: (τΔ + τ log Z − r)², Z = E_ref exp(r/τ); our reading. c may be < 0."""
     return _absolute(pairs.chosen_logratios_N, pairs.rejected_logratios_N, pairs, beta, "ra_posterior")
 
 
-@offline
+@offline_rewarded
 def rda(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Reward-difference approximation: (τ(log π⁺ − log π⁻) − (r⁺ − r⁻))²; our reading. Beyond the target c turns."""
     return _difference(pairs.chosen_logps_N - pairs.rejected_logps_N, pairs, beta, "rda")
 
 
-@offline
+@offline_rewarded
 def rda_posterior(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Reward-difference approximation with prior π_ref: (τ(Δ⁺ − Δ⁻) − (r⁺ − r⁻))²; our reading. IPO's form."""
     return _difference(pairs.chosen_logratios_N - pairs.rejected_logratios_N, pairs, beta, "rda_posterior")
 
 
-@offline
+@offline_rewarded
 def pra(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """Preference-reward approximation: cross-entropy of σ(τ(log π⁺ − log π⁻)) to P* = σ(r⁺ − r⁻); our reading."""
     return _preference(pairs.chosen_logps_N - pairs.rejected_logps_N, pairs, beta, "pra")
 
 
-@offline
+@offline_rewarded
 def pra_posterior(pairs: Pairs, step: int, *, beta: Positive) -> PairTerms:
     """PRA with prior π_ref: cross-entropy of σ(τ(Δ⁺ − Δ⁻)) to P* = σ(r⁺ − r⁻); our reading.
 

@@ -11,8 +11,10 @@ from po_dynamics.probe.run import ProbedRun, open_inputs, probe_all, signature_o
 from po_dynamics.probe.samples import Sample, read_pairs
 
 
-def probe_offline(run: ProbedRun) -> None:
+def probe_offline(run: ProbedRun, rewards: Path | None = None) -> None:
     """Writes the tables of every checkpoint, with D from the preference pairs.
+
+    `rewards` is what `score_preferences` wrote for these pairs, where the objective needs rewards.
 
     Raises:
         InputError: before any long work where a folder, a table or a setting is unusable.
@@ -21,7 +23,7 @@ def probe_offline(run: ProbedRun) -> None:
     n, seed, batch_size = run.draws
     reference = run.load(run.reference)
     max_length = usable_length(reference, run.training["max_length"])
-    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length)
+    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length, rewards)
     train: list[Sample] = []
 
     def draw(_: Path) -> list[Sample]:
@@ -29,5 +31,5 @@ def probe_offline(run: ProbedRun) -> None:
             train.extend(with_reference(pairs, reference))
         return train
 
-    signature = signature_of(run, folders) | {"max_length": max_length}
+    signature = signature_of(run, [*folders, *filter(None, [rewards])]) | {"max_length": max_length}
     probe_all(run, folders, final, draw, signature)

@@ -247,4 +247,6 @@ def _scores_frame(samples: Sequence[Sample], values: np.ndarray) -> pd.DataFrame
         parts = [getattr(sample, name) for sample in samples]
         filled = (np.full(n, np.nan) if part is None else part for part, n in zip(parts, lengths, strict=True))
         columns[column] = np.concatenate(list(filled))
+    if any(sample.reward is not None for sample in samples):
+        columns["reward"] = np.repeat(np.array([sample.reward for sample in samples], dtype=np.float64), lengths)
     return pd.DataFrame(columns)

@@ -106,9 +106,9 @@ def _vocabulary(folder: Path) -> Any:
     return content.get("model", {}).get("vocab"), content.get("added_tokens")
 
 
-def signature_of(run: ProbedRun, models: Sequence[Path]) -> dict[str, Any]:
+def signature_of(run: ProbedRun, others: Sequence[Path]) -> dict[str, Any]:
     """What decides the result, to tell whether state on disk is of this very run."""
-    inputs = [run.preferences, run.final_responses, run.reference, *models]
+    inputs = [run.preferences, run.final_responses, run.reference, *others]
     return {
         "objective": run.objective.name,
         "parameters": run.objective.parameters,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from po_dynamics.data.preferences import EncodedPair, encode_pairs
+from po_dynamics.data.preferences import EncodedPair, encode_pairs, read_rewards
+from po_dynamics.dynamics.coefficients import PAIR_ROLES
 from po_dynamics.dynamics.tables import COLUMNS
 from po_dynamics.errors import InputError
 from po_dynamics.storage.parquet import read_rows
@@ -37,6 +38,7 @@ class Sample:
     ref_logps: Array | None = None
     advantages: Array | None = None
     raw_advantages: Array | None = None
+    reward: float | None = None  # of the response, where the objective needs it
 
     @property
     def length(self) -> int:
@@ -50,12 +52,15 @@ def choose(count: int, n: int, seed: int, what: str) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).permutation(count)[:n]]
 
 
-def pair_samples(pairs: Sequence[EncodedPair], batch_size: int) -> list[Sample]:
-    """D of an offline objective: mini-batches of `batch_size` pairs, in the order given."""
+def pair_samples(
+    pairs: Sequence[EncodedPair], batch_size: int, rewards: Sequence[tuple[float, float]] | None = None
+) -> list[Sample]:
+    """D of an offline objective: mini-batches of `batch_size` pairs, in the order given, with the pairs' rewards."""
+    of_pairs: Sequence[tuple[float | None, float | None]] = rewards or [(None, None)] * len(pairs)
     return [
-        Sample(pair.id, "train", i // batch_size, role, pair.prompt_ids, ids)
-        for i, pair in enumerate(pairs)
-        for role, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids))
+        Sample(pair.id, "train", i // batch_size, role, pair.prompt_ids, ids, reward=reward)
+        for i, (pair, both) in enumerate(zip(pairs, of_pairs, strict=True))
+        for role, ids, reward in zip(PAIR_ROLES, (pair.chosen_ids, pair.rejected_ids), both, strict=True)
     ]
 
 
@@ -86,11 +91,18 @@ def final_samples(responses: Sequence[tuple[Sequence[int], Sequence[int]]], batc
 
 
 def read_pairs(
-    path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, batch_size: int, max_length: int
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    n: int,
+    seed: int,
+    batch_size: int,
+    max_length: int,
+    rewards: Path | None = None,
 ) -> list[Sample]:
-    """n preference pairs, tokenised as for training."""
+    """n preference pairs, tokenised as for training, with their rewards where a table of them is given."""
     pairs = encode_pairs(path, tokenizer, max_length)
-    return pair_samples([pairs[i] for i in choose(len(pairs), n, seed, str(path))], batch_size)
+    chosen = [pairs[i] for i in choose(len(pairs), n, seed, str(path))]
+    return pair_samples(chosen, batch_size, read_rewards(rewards, [pair.id for pair in chosen]) if rewards else None)
 
 
 def read_final(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, batch_size: int) -> list[Sample]:

@@ -31,6 +31,7 @@ SECTIONS = {
     "probe.batch_size": ("ProbeBatches",),
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
+    "bandit": ("ExactBandit",),
 }
 INTRODUCTION = f"""<!-- Written by `{COMMAND}` from workflow/po_dynamics/settings/; edit there. -->
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from po_dynamics.settings.bandit import ExactBandit
 from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Settings, Some, mistake
 from po_dynamics.settings.data import Data
-from po_dynamics.settings.evaluation import Evaluation
 from po_dynamics.settings.models import Model
 from po_dynamics.settings.probe import Probe
 
@@ -56,6 +56,22 @@ class RunEntry(Settings):
     """whether its checkpoints are probed"""
 
 
+class Responses(Settings):
+    """Greedy responses: of D′, and to the evaluation prompts."""
+
+    max_new_tokens: Positive = 512
+    """tokens of a response, also of D′"""
+
+
+class Evaluation(Responses):
+    """Greedy responses to the evaluation prompts, and their judge."""
+
+    judge: str
+    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    checkpoints_per_job: Positive | None = None
+    """null: all checkpoints of a run in one job"""
+
+
 class Configuration(Settings):
     """A configuration. Keys that start with x- are free, a place for YAML anchors."""
 
@@ -75,6 +91,8 @@ class Configuration(Settings):
     """of the checkpoints of probed runs"""
     evaluation: Evaluation
     """of every checkpoint"""
+    bandit: ExactBandit | None = None
+    """the exact bandit beside the language models, `{}` with its defaults; null: without; see docs/udrra.md"""
     device_memory_gb: Annotated[float, Field(gt=16)] = 80.0
     """of one device; jobs of published models ask for as many as their parameters need"""
     keep_checkpoints: bool = True

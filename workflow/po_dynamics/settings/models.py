@@ -96,5 +96,7 @@ class Model(Settings):
     """training of DPO and its family"""
     online: Online
     """training of PPO and its family"""
+    preference_rewards: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """scores both responses of pairs for objectives of rewards, a "module:function"; null: the reward model"""
     resources: dict[JobStage, Resources] = Field(default_factory=dict)
     """by stage: download, sft, reward, reference, offline, online, generate or probe"""

@@ -93,13 +93,18 @@ class TrainedReward(Supervised):
     """trained here, on the preferences"""
 
 
-class Reference(Settings):
-    """What reference log-probs depend on, of the `offline` section."""
+class Scoring(Settings):
+    """What the rewards of pairs depend on, of the `offline` section."""
 
     micro_batch_size: Positive
     """per device and forward pass"""
     max_length: Positive
     """tokens of prompt and response; longer responses are cut"""
+
+
+class Reference(Scoring):
+    """What reference log-probs depend on, of the `offline` section."""
+
     precision: Precision
     """of forward passes"""
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_table(path: Path | str, columns: Sequence[str]) -> pa.Table:
-    """These columns of a Parquet file.
+def read_table(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """These columns of a Parquet file, and of the `optional` ones those that are there.
 
     Raises:
         InputError: no such file, not Parquet, a column is missing, no rows.
@@ -31,7 +31,7 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again") from None
     if missing := [column for column in columns if column not in present]:
         raise InputError(f"{path} has no column {', '.join(missing)} (columns present: {', '.join(present)})")
-    table = pq.read_table(path, columns=list(columns))
+    table = pq.read_table(path, columns=[*columns, *(column for column in optional if column in present)])
     if not table.num_rows:
         raise InputError(f"{path} is empty; it needs at least one row")
     return table

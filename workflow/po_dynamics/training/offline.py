@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoConfig
 
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.preferences import encode_pairs
+from po_dynamics.data.preferences import REWARDS, encode_pairs, read_rewards
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import check_folder, load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
@@ -41,6 +41,7 @@ def train_offline(
     settings: Mapping[str, Any] | Offline,
     seed: int,
     first_step: int = 0,
+    rewards: Path | None = None,
 ) -> None:
     """Trains a policy on preference pairs; killed at any moment and called again, it ends in the same weights.
 
@@ -53,13 +54,14 @@ def train_offline(
         state: resumable state and finished checkpoints; removed on success.
         objective: an offline one.
         settings: `models.<model>.offline` of the configuration; `max_steps` is the last t.
+        rewards: what `score_preferences` wrote for these preferences, where the objective needs rewards.
 
     Raises:
         InputError: bad settings, parameters or data; a loss or gradient that is not finite.
     """
     settings = Offline.of(settings, "offline")
     steps, accumulated = _checkpoint_steps(settings, first_step), accumulation(settings)
-    rows = _rows(init, preferences, reference, settings)
+    rows = _rows(init, preferences, reference, rewards, settings)
     arguments = _arguments(state, settings, accumulated, settings.max_steps - first_step, seed)
     if is_first_process():
         run = {
@@ -69,6 +71,7 @@ def train_offline(
             "seed": seed,
         }
         inputs = {"init": identity(init), "preferences": identity(preferences), "reference": identity(reference)}
+        inputs |= {"rewards": identity(rewards)} if rewards else {}
         open_state(state, {**run, "first_step": first_step, **inputs})
     arguments.distributed_state.wait_for_everyone()  # type: ignore[union-attr]
     data = _in_order(rows, settings, first_step, seed)
@@ -121,16 +124,22 @@ def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, se
     return Subset(ShuffledRows(rows, last * size, seed), range(first_step * size, last * size))
 
 
-def _rows(init: Path, preferences: Path, reference: Path, settings: Offline) -> list[dict[str, Any]]:
+def _rows(
+    init: Path, preferences: Path, reference: Path, rewards: Path | None, settings: Offline
+) -> list[dict[str, Any]]:
     """The pairs as `OfflineTrainer` takes them."""
     check_folder(init)
     max_length = usable_length(AutoConfig.from_pretrained(init), settings.max_length)
     pairs = encode_pairs(preferences, load_tokenizer(init), max_length)
-    logps = read_reference(reference, [pair.id for pair in pairs])
-    return [
-        dataclasses.asdict(pair) | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
-    ]
+    ids = [pair.id for pair in pairs]
+    columns = {("ref_chosen_logps", "ref_rejected_logps"): read_reference(reference, ids)}
+    if rewards:
+        columns[REWARDS] = read_rewards(rewards, ids)
+    rows = [dataclasses.asdict(pair) for pair in pairs]
+    for names, values in columns.items():
+        for row, both in zip(rows, values, strict=True):
+            row |= zip(names, both, strict=True)
+    return rows
 
 
 def _checkpoint_steps(settings: Offline, first_step: int) -> list[int]:

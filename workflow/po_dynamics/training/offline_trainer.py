@@ -7,7 +7,7 @@ checkpoints; the policy's log-probabilities come from `models.token_logps`, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from po_dynamics.data.preferences import REWARDS
 from po_dynamics.models.batches import Batch, token_logps
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
@@ -52,8 +53,9 @@ METRICS = (  # means over the pairs of a step; log-probs in nats, sums over resp
 class OfflineTrainer(DPOTrainer):
     """Trains any offline objective; `train_dataset` holds tokenised pairs with their reference log-probs.
 
-    Rows have `id`, `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and are taken
-    in their order: the data order is the caller's. `first_step` is the step t of the model that training starts from.
+    Rows have `id`, `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` (objectives of
+    rewards need `REWARDS` too) and are taken in their order: the data order is the caller's. `first_step` is the step t
+    of the model that training starts from.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class OfflineTrainer(DPOTrainer):
             args=args,
             train_dataset=placeholder,
             processing_class=tokenizer,
-            data_collator=collate_with_ids(DataCollatorForPreference(tokenizer.pad_token_id)),
+            data_collator=collate_with_ids(collate_with_rewards(DataCollatorForPreference(tokenizer.pad_token_id))),
             **options,
         )
         self.train_dataset = rows
@@ -128,7 +130,21 @@ def policy_pairs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Pairs:
     logps_BT = token_logps(model, Batch(inputs["input_ids"], inputs["attention_mask"], mask_BT))
     (chosen_N, rejected_N), (chosen_lengths_N, rejected_lengths_N) = logps_BT.sum(1).chunk(2), mask_BT.sum(1).chunk(2)
     references_N = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-    return Pairs(chosen_N, rejected_N, *references_N, chosen_lengths_N, rejected_lengths_N)
+    rewards_N = (inputs.get(name) for name in REWARDS)
+    return Pairs(chosen_N, rejected_N, *references_N, chosen_lengths_N, rejected_lengths_N, *rewards_N)
+
+
+def collate_with_rewards(collator: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[dict[str, Any]]], Any]:
+    """Carries the columns `REWARDS` of the examples, where they have them, to the batch: TRL's collator drops them."""
+
+    def collate(examples: list[dict[str, Any]]) -> Any:
+        batch = collator(examples)
+        for name in REWARDS:
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+    return collate
 
 
 def _no_reference() -> PreTrainedModel:

@@ -11,13 +11,13 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from po_dynamics.data.preferences import encode_pairs
+from po_dynamics.data.preferences import encode_pairs, read_of_pairs
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first, token_logps
 from po_dynamics.models.loading import load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.settings.training import Reference
-from po_dynamics.storage.parquet import read_rows, write_table
+from po_dynamics.storage.parquet import write_table
 
 
 def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[str, Any] | Reference) -> None:
@@ -48,8 +48,4 @@ def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[s
 
 def read_reference(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
     """(chosen, rejected) reference log-probs in the order of `ids`; InputError when one is missing."""
-    table = read_rows(path, ["id", "ref_chosen_logp", "ref_rejected_logp"])
-    found = {str(row["id"]): (row["ref_chosen_logp"], row["ref_rejected_logp"]) for row in table}
-    if missing := [key for key in ids if key not in found]:
-        raise InputError(f"{path} has no log-probs of pair {missing[0]} ({len(missing)} missing); compute it again")
-    return [found[key] for key in ids]
+    return read_of_pairs(path, ids, ("ref_chosen_logp", "ref_rejected_logp"), "log-probs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,6 +74,11 @@ def gold_reward(instruction: str, response: str, ended: bool = True) -> float:
     reward -= UNFINISHED * (not reading.finished) + NOT_ENDED * (not ended)
     reward -= LONG * min(100, max(0, reading.words - LONG_FROM))
     return round(reward, 9)  # equal merits are a tie, whatever the order of the sums
+
+
+def gold_rewards(prompts: Sequence[Sequence[Mapping[str, str]]], responses: Sequence[str]) -> list[float]:
+    """The gold reward of responses that ended, as a "module:function" that scores roll-outs or pairs."""
+    return [gold_reward(prompt[-1]["content"], text) for prompt, text in zip(prompts, responses, strict=True)]
 
 
 def preference_probability(chosen: float, rejected: float, temperature: float) -> float:

@@ -53,16 +53,18 @@ class Tables(NamedTuple):
     bandit_signs: pd.DataFrame
 
 
-def draw_bandit(tables: Tables, output: Path, *, tau: float = 0.5) -> None:
+def draw_bandit(output: Path, *, tau: float, **given: pd.DataFrame) -> None:
     """Distance over steps, steps against τ, missing responses, sample size, G over steps, G's sign against the change.
 
     Args:
         output: the PNG.
         tau: of the panels over steps; posterior objectives.
+        given: `Tables`, by name.
 
     Raises:
         InputError: when a table lacks the rows that are drawn.
     """
+    tables = Tables(**given)
     curves = select(tables.bandit, {"tau": tau, "variant": "posterior"}, "bandit")
     panels: tuple[tuple[str, Callable[[Axes], list[End]]], ...] = (
         ("one target", lambda ax: _distance(ax, curves, _CASES)),
@@ -123,6 +125,7 @@ def _law(ax: Axes, law: pd.DataFrame) -> list[End]:
 def _samples(ax: Axes, samples: pd.DataFrame) -> list[End]:
     """Mean total variation, and as a band the middle 80 % of data sets and prompts."""
     ax.set_xscale("log")
+    ax.xaxis.set_minor_formatter(NullFormatter())  # sizes within a decade would be labelled one over another
     ends = []
     for labels, (text, line) in _LABELS.items():
         table = samples[(samples["labels"] == labels) & (samples["pairs"] > 0)].groupby("pairs")["tv"]
