@@ -33,7 +33,7 @@ def draw_advantages(
     label = run_labels([run], runs, with_objective=True)[run]
     shown = {name: (name, lines.COMPONENTS[name]) for name in _GROUPS}
     with style.theme():
-        figure, axes = plt.subplots(1, 2, figsize=(5.4, 2.35), gridspec_kw={"wspace": 0.5})
+        figure, axes = plt.subplots(1, 2, figsize=(6.0, 2.35), gridspec_kw={"wspace": 0.7})
         for ax, (column, title), letter in zip(axes, _PANELS, "ab", strict=True):
             lines.step_axis(ax, "online", f"({letter}) {title}")
             lines.level(ax, 0)

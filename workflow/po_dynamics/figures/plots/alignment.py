@@ -50,7 +50,7 @@ def draw_alignment(
     family, label = runs[run]["family"], run_labels([run], runs, with_objective=True)[run]
     linear = _linear_threshold(table["G"])
     with style.theme():
-        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharey=True, gridspec_kw={"wspace": 0.34})
+        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharex=True, sharey=True, gridspec_kw={"wspace": 0.34})
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.6)
         for ax, names, letter, title in zip(axes, _PANELS, "abc", _TITLES[family], strict=True):
             lines.step_axis(ax, family, f"({letter}) {title}")
