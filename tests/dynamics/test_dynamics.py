@@ -79,6 +79,9 @@ def test_cosine_is_within_one_and_norms_are_those_of_the_batches(dpo):
     row = table.query("segment == 'all' and component == 'TOP' and not filtered").iloc[0]
     stored = dpo.tables.batches.query("component == 'TOP' and segment == 'all'")
     assert row["grad_norm"] == pytest.approx(np.average(stored["grad_norm"], weights=stored["n"]))
+    v = table.drop_duplicates("segment").set_index("segment")["v_norm"]
+    assert v["all"] == dpo.tables.metadata["v_norms"]["all"]
+    assert (v.drop("all") ** 2).sum() == pytest.approx(v["all"] ** 2)
 
 
 def test_the_bootstrap_covers_the_truth():

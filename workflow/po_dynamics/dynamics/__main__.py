@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with atomic_file(known.output) as temporary:
             table.to_csv(temporary, index=False) if known.output.suffix == ".csv" else table.to_parquet(temporary)
         return
-    hidden = ["n_batches", "loss", "G_adamw", "equal_weights"]
+    hidden = ["n_batches", "loss", "G_adamw", "equal_weights", "v_norm"]
     print(table.drop(columns=hidden).to_string(index=False, float_format="%.4g"))
 
 

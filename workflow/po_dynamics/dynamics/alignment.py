@@ -34,6 +34,7 @@ COLUMNS += [
     "loss",
     "loss_rose",
     "equal_weights",
+    "v_norm",
 ]
 DRAWS = 2000  # bootstrap samples
 
@@ -70,7 +71,8 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
     Every component of the whole model comes from the token scores; segments of TOT, POS and NEG (and of what else the
     probe made apart) from the reverse pass. With another objective or parameters than probed there are no norms, no
     cosines and no segments, and the outliers stay those of the probed objective. `equal_weights` marks a checkpoint
-    where all weights are the same, so that groups by weight mean nothing (step 0 of DPO: every ω is β/2).
+    where all weights are the same, so that groups by weight mean nothing (step 0 of DPO: every ω is β/2). `grad_norm`
+    is a mean of norms, of the gradients of mini-batches; `v_norm` is the norm of a mean, of the whole of D′.
     """
     content = probe.tables
     terms = terms_of(content, options)
@@ -90,8 +92,9 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
                     whole = dots[name] if part is None or segment == ALL else part.dot
                     row = _row(whole, part, n_B, keep_B, options)
                     rows.append({**row, **_labels(name, segment, filtered, keep_B, difference)})
+    v_norms = {**reverse.v_norms, ALL: content.metadata["v_norms"][ALL]}
     of_checkpoint = {"loss": _loss(content), "equal_weights": _equal(terms.weight)}
-    return pd.DataFrame([{**probe.keys, **row, **of_checkpoint} for row in rows])
+    return pd.DataFrame([{**probe.keys, **row, **of_checkpoint, "v_norm": v_norms[row["segment"]]} for row in rows])
 
 
 def terms_of(content: Tables, options: Options) -> Terms:
@@ -201,7 +204,7 @@ def keep_masks(reverse: Reverse, names: Sequence[str], options: Options) -> dict
 def _row(
     dots_B: np.ndarray, part: Part | None, n_B: pd.Series, keep_B: np.ndarray, options: Options
 ) -> dict[str, float]:
-    """G with its interval and tests; mean cosine and gradient norm of mini-batches, nan where none was measured."""
+    """G with its interval and tests; mean cosine and mean gradient norm of mini-batches, nan where none was measured."""
     weights, dots = n_B.to_numpy(np.float64)[keep_B], dots_B[keep_B]
     row = {"G": _mean(dots, weights), **bootstrap(dots, weights, options.level, options.seed)}
     row |= {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots)}
