@@ -204,7 +204,7 @@ def keep_masks(reverse: Reverse, names: Sequence[str], options: Options) -> dict
 def _row(
     dots_B: np.ndarray, part: Part | None, n_B: pd.Series, keep_B: np.ndarray, options: Options
 ) -> dict[str, float]:
-    """G with its interval and tests; mean cosine and mean gradient norm of mini-batches, nan where none was measured."""
+    """G with its interval and tests; mean cosine and mean norm of mini-batches, nan where none was measured."""
     weights, dots = n_B.to_numpy(np.float64)[keep_B], dots_B[keep_B]
     row = {"G": _mean(dots, weights), **bootstrap(dots, weights, options.level, options.seed)}
     row |= {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots)}
