@@ -189,18 +189,18 @@ def _cube(table: pd.DataFrame) -> Cube:
 
 
 def _steps(cube: Cube) -> list[int]:
-    return list(next(iter(cube.values())).columns)
+    return [int(step) for step in next(iter(cube.values())).columns.to_numpy()]
 
 
 def _levels(cube: Cube, start: int) -> dict[str, Any]:
     """Win rates at the final and at the best checkpoint after `start`: mean and deviation over seeds, interval."""
     mean = pd.concat(cube.values()).groupby(level=0).mean()  # all seeds of a prompt are one observation
     row: dict[str, Any] = {"n_seeds": len(cube), "n": len(mean)}
-    trained = mean.loc[:, mean.columns > start]
-    best = None if trained.empty else trained.columns[trained.mean().to_numpy().argmax()]
-    for name, step in (("final", mean.columns[-1]), ("peak", best)):
+    rates: dict[Any, float] = mean.mean().to_dict()
+    best = max((step for step in _steps(cube) if step > start), key=rates.__getitem__, default=None)
+    for name, step in (("final", _steps(cube)[-1]), ("peak", best)):
         names = [f"{name}_step", name, f"{name}_std", f"{name}_low", f"{name}_high"]
-        row |= dict(zip(names, [np.nan] * 5 if step is None else [int(step), *_level(cube, mean, step)], strict=True))
+        row |= dict(zip(names, [np.nan] * 5 if step is None else [step, *_level(cube, mean, step)], strict=True))
     return row
 
 
@@ -220,7 +220,7 @@ def _against(run: str, parent: str | None, cubes: Mapping[str, Cube], runs: Runs
     row: dict[str, Any] = {"parent": None, "unit": None, "peak_steps": np.nan}
     steps: dict[str, list[list[int]]] = {"": [], "peak_": []}
     pair = [cubes[name] for name in (run, parent or "") if name in cubes]
-    if parent in cubes:
+    if parent is not None and parent in cubes:
         start = max(_start(name, runs) for name in (run, parent))
         shared = [step for step in _steps(pair[0]) if step > start and step in _steps(pair[1])]
         unit = "training" if min(map(len, pair)) >= comparisons.MIN_TRAININGS else "prompt"
