@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,9 @@ def test_cosine_is_within_one_and_norms_are_those_of_the_batches(dpo):
     row = table.query("segment == 'all' and component == 'TOP' and not filtered").iloc[0]
     stored = dpo.tables.batches.query("component == 'TOP' and segment == 'all'")
     assert row["grad_norm"] == pytest.approx(np.average(stored["grad_norm"], weights=stored["n"]))
+    v = table.drop_duplicates("segment").set_index("segment")["v_norm"]
+    assert v["all"] == dpo.tables.metadata["v_norms"]["all"]
+    assert (v.drop("all") ** 2).sum() == pytest.approx(v["all"] ** 2)
 
 
 def test_the_bootstrap_covers_the_truth():
@@ -118,6 +122,7 @@ def test_equal_weights_are_all_top():
     g = table.query("segment == 'all' and not filtered").set_index("component")["G"]
     assert g["TOP"] == pytest.approx(g["TOT"], rel=1e-12)
     assert g["MID"] == g["BOT"] == 0
+    assert table["equal_weights"].all()
 
 
 def test_thirds_and_partitions():
@@ -148,16 +153,35 @@ def tabulate(results):
 
 def test_tabulate_has_every_column_and_flags_losses_that_rose(results):
     table = tabulate(results)
-    assert list(table.columns[: len(d.KEYS)]) == d.KEYS
-    assert {"G", "G_low", "G_high", "cosine", "grad_norm", "n_batches", "n_outliers"} <= set(table.columns)
-    assert table["loss_rose"].dtype == bool
-    assert not table["loss_rose"].any()  # the same tables at every step
+    assert list(table.columns) == d.COLUMNS
+    assert not table["equal_weights"].any()
+    assert rises(table, "dpo") == {0: None, 10: False, 30: False}  # the same tables at every step
+    assert rises(table, "ppo") == {0: None}
     folder = results / "m" / "dpo" / "seed0" / "probe" / "heldout" / "step-10"
     changed = tables.read(folder)
     changed.batches["loss"] += 1
     tables.write(changed, folder)
-    rose = tabulate(results).query("run == 'dpo'").groupby("step")["loss_rose"].first()
-    assert rose.to_dict() == {0: False, 10: True, 30: False}
+    assert rises(tabulate(results), "dpo") == {0: None, 10: True, 30: False}
+
+
+def rises(table, run):
+    flags = table[table["run"] == run].groupby("step")["loss_rose"].first()
+    return {step: None if pd.isna(flag) else bool(flag) for step, flag in flags.items()}
+
+
+def test_a_loss_does_not_rise_while_a_schedule_moves_nor_online(dpo, ppo):
+    def at(probed, objective, parameters, step, loss):
+        batches = probed.tables.batches.assign(loss=loss)
+        metadata = probed.tables.metadata | {"objective": objective, "parameters": parameters, "step": step}
+        return d.Probe(keys(objective, step), replace(probed.tables, batches=batches, metadata=metadata))
+
+    losses = {0: 1.0, 10: 2.0, 20: 3.0, 30: 4.0, 40: 3.5}
+    moving = {"beta": 0.1, "t1": 10, "t2": 30}
+    probes = [at(dpo, "cdpo", moving, step, loss) for step, loss in losses.items()]
+    probes += [at(ppo, "ppo", {}, step, loss) for step, loss in losses.items()]
+    table = d.tabulate(probes[::-1])
+    assert rises(table, "cdpo") == {0: None, 10: True, 20: None, 30: None, 40: False}
+    assert set(rises(table, "ppo").values()) == {None}
 
 
 def test_an_empty_experiment_is_an_error(tmp_path):

@@ -143,6 +143,19 @@ def test_final_responses(run, tmp_path, capsys):
     assert pd.read_parquet(tmp_path / "d.parquet")["id"].tolist() != table["id"].tolist()
 
 
+def test_final_responses_answer_each_prompt_once(run, tmp_path, capsys):
+    """Preferences hold a prompt in several rows; as often as that it must not count in D′."""
+    table = pd.read_parquet(run / "prompts.parquet")
+    table["prompt"] = [table["prompt"][i // 3] for i in range(12)]  # p0, p3, p6, p9 are the first of their prompts
+    table.to_parquet(tmp_path / "prompts.parquet")
+    arguments = run / "step-5", tmp_path / "prompts.parquet", tmp_path / "d.parquet", {"max_new_tokens": 9}
+    evaluation.final_responses(*arguments, n=12, seed=0)
+    answered = pd.read_parquet(tmp_path / "d.parquet")
+    assert set(answered["id"]) == set(table["id"][::3])
+    assert len(answered) == answered["prompt_ids"].map(tuple).nunique() == 4
+    assert "4 of 12 prompts answered" in capsys.readouterr().err
+
+
 def test_final_responses_count_what_they_leave_out(run, tmp_path, capsys):
     arguments = run / "step-5", run / "prompts.parquet", tmp_path / "d.parquet"
     lengths = [len(row["prompt_ids"]) for row in evaluation._encode_prompts(arguments[1], toy.tiny_tokenizer())]

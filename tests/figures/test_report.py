@@ -144,6 +144,46 @@ def test_results_table_names_every_run_with_its_difference(page, inputs):
     assert "nan" not in page.text
 
 
+def report_of(inputs, folder, outcomes, runs):
+    """The page of an experiment with these outcomes, as HTML."""
+    paths = {"results": folder / "results.csv", "win_rates": folder / "win_rates.csv"}
+    stats.write_csv(stats.win_rates(outcomes, "gold"), paths["win_rates"])
+    stats.write_csv(stats.results_table(outcomes, runs), paths["results"])
+    changed = inputs | paths | {"runs": runs, "figures": [], "records": []}
+    report.write_report(folder / "report.html", report.Contents(**changed))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_seed_a_side_yields_no_p_and_nothing_in_bold(inputs, tmp_path):
+    """Two trainings 7 points apart, as two seeds of one method were in the demo."""
+    outcomes = synthetic.trainings({"dpo": [0.60], "cdpo": [0.67]})
+    text = report_of(inputs, tmp_path, outcomes, {name: RUNS[name] for name in ("dpo", "cdpo")})
+    assert pd.read_csv(tmp_path / "results.csv")["difference"].iloc[-1] == pytest.approx(7, abs=0.3)
+    assert "<strong>" not in text
+    page = Page(text)
+    assert "these two models" in page.text
+    assert not re.search(r", p (<|0|1)", page.text)
+    assert "finds in four cases of five" not in page.text
+
+
+def test_five_seeds_a_side_have_p_and_the_parents_spread_beside_it(inputs, tmp_path):
+    outcomes = synthetic.trainings({"dpo": [0.58, 0.6, 0.61, 0.59, 0.62], "cdpo": [0.75, 0.74, 0.77, 0.76, 0.75]})
+    text = report_of(inputs, tmp_path, outcomes, {name: RUNS[name] for name in ("dpo", "cdpo")})
+    row = pd.read_csv(tmp_path / "results.csv").set_index("run").loc["cdpo"]
+    assert f"<strong>{row['difference']:+.1f}</strong>" in text
+    assert f"p {row['p_holm']:.3f} {row['parent_std']:.1f} " in Page(text).text
+    assert "finds in four cases of five" in Page(text).text
+
+
+def test_runs_on_other_checkpoints_than_their_parent_are_named(inputs, tmp_path):
+    outcomes = synthetic.outcomes()
+    late = RUNS | {"dpo_no_pos": RUNS["dpo_no_pos"] | {"init_step": 175}}
+    kept = outcomes[~outcomes["run"].eq("cdpo") | outcomes["step"].isin([0, 125, 250])]
+    kept = kept[~kept["run"].eq("dpo_no_pos") | kept["step"].ge(175)]
+    text = Page(report_of(inputs, tmp_path, kept, late)).text
+    assert "so that best win rates do not compare: cDPO: POS → NEG, steps 125–375." in text
+
+
 def test_time_and_memory_of_every_stage(page):
     assert "3 jobs, 1 h 02 min of work" in page.text
     assert "at most 902 MB" in page.text

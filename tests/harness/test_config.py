@@ -71,7 +71,16 @@ def test_settings_of_a_run_are_defaults_model_and_overrides(demo):
     assert (settings["lr_schedule"], settings["warmup_ratio"], settings["weight_decay"]) == ("linear", 0.04, 0.01)
     assert (settings["batch_size"], settings["micro_batch_size"]) == (64, 64)  # the second by default the first
     assert other["batch_size"] == 32
-    assert settings["checkpoints"] == [0, 12, 25, 50, 88, 125, 175, 250]
+    assert settings["checkpoints"] == [0, 25, 50, 125, 175, 250]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_all_runs_of_a_family_share_their_checkpoints(file):
+    """Best checkpoints of runs with other grids do not compare."""
+    grids = {}
+    for run in configuration.load(yaml.safe_load(file.read_text())).runs.values():
+        grids.setdefault((run.model, run.family), set()).add(tuple(run.settings["checkpoints"]))
+    assert {len(different) for different in grids.values()} == {1}
 
 
 def test_a_default_that_a_run_gives_itself_or_does_not_have_changes_nothing(demo, monkeypatch):

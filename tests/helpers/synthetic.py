@@ -45,6 +45,7 @@ def dynamics(run="dpo", seeds=(0, 1), model="menagerie"):
                         "G_high": g + half,
                         "cosine": 0.1,
                         "grad_norm": 1.0,
+                        "equal_weights": step == 0 and RUNS[run]["family"] == "offline",
                         "n_batches": 80 - seed,
                         "n_outliers": step % 7,
                     }
@@ -114,6 +115,20 @@ def outcomes(model="menagerie", runs=RUNS, n=120):
                 columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
                 columns |= {"n_tokens": 20, "kl": 0.02 * step, "reward": rate, "degenerate": False}
                 tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def trainings(rates, model="menagerie", n=400, step=250):
+    """Outcomes of runs with a training per win rate, as near to it as n prompts allow, at step 0 (ties) and `step`."""
+    rng = np.random.default_rng(3)
+    tables = []
+    for run, of_seeds in rates.items():
+        for seed, rate in enumerate(of_seeds):
+            wins = rng.permutation(np.arange(n) < round(rate * n)).astype(float)
+            for at, preference in ((0, np.full(n, 0.5)), (step, wins)):
+                columns = {"model": model, "run": run, "seed": seed, "step": at, "id": [f"p{i}" for i in range(n)]}
+                columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                tables.append(pd.DataFrame(columns | {"n_tokens": 20, "kl": 1.0, "reward": 0.0, "degenerate": False}))
     return pd.concat(tables, ignore_index=True)
 
 

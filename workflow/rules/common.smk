@@ -216,7 +216,8 @@ def settings_of(part):
 def described(run):
     """What a table or figure must know of a run."""
     about = objective(run)
-    return {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
+    named = {"objective": about["name"], "family": run.family, "parameters": about["parameters"]}
+    return named | {"init_step": run.init_step}
 
 
 def drawing(wildcards):

@@ -114,6 +114,31 @@ def test_alignment_draws_the_means_and_every_interval(kept, tmp_path):
     assert {text.get_text() for ax in axes for text in ax.texts} == {"TOT", "POS", "NEG", "TOP", "MID", "BOT"}
 
 
+def test_groups_are_not_drawn_where_all_weights_are_equal(kept, tmp_path):
+    table = synthetic.dynamics("dpo")
+    draw_alignment(table, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    figure, _, _, text = kept[0]
+    assert all(line.get_xdata()[0] == 0 for ax in figure.axes[:2] for line in ax.lines if len(line.get_xdata()) > 2)
+    groups = [line for line in figure.axes[2].lines if len(line.get_xdata()) > 2]
+    assert [list(line.get_xdata()) for line in groups] == [synthetic.STEPS["offline"][1:]] * 9  # means and two seeds
+    assert "(not at step 0, where all weights are equal)" in text
+    draw_alignment(table[table["step"] == 0], tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    assert {text.get_text() for text in kept[1][0].axes[2].texts} == set()
+    draw_alignment(synthetic.dynamics("ppo"), tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
+    assert "not at step" not in kept[2][3]
+
+
+def test_figure_3_leads_with_the_advantage_that_the_loss_uses(kept, tmp_path):
+    table = synthetic.advantages()
+    draw_advantages(table, tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
+    figure, _, _, text = kept[0]
+    for ax, column in zip(figure.axes, ("advantage", "raw_advantage"), strict=True):
+        means = table[table["group"] == "TOP"].groupby("step")[column].mean()
+        assert any(np.array_equal(line.get_ydata(), means) for line in ax.lines)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["(a) as the loss uses it", "(b) before whitening"]
+    assert "its claim is about this panel" in text
+
+
 def panels(figure):
     return {ax.get_title(loc="left"): {text.get_text().replace("\xa0", " ") for text in ax.texts} for ax in figure.axes}
 

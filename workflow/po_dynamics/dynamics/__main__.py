@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with atomic_file(known.output) as temporary:
             table.to_csv(temporary, index=False) if known.output.suffix == ".csv" else table.to_parquet(temporary)
         return
-    print(table.drop(columns=["n_batches", "loss", "G_adamw"]).to_string(index=False, float_format="%.4g"))
+    hidden = ["n_batches", "loss", "G_adamw", "equal_weights", "v_norm"]
+    print(table.drop(columns=hidden).to_string(index=False, float_format="%.4g"))
 
 
 def _layers(keys: dict[str, Any], folder: Path, options: Options) -> pd.DataFrame:

@@ -33,6 +33,8 @@ COLUMNS += [
     "G_adamw",
     "loss",
     "loss_rose",
+    "equal_weights",
+    "v_norm",
 ]
 DRAWS = 2000  # bootstrap samples
 
@@ -68,7 +70,9 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
 
     Every component of the whole model comes from the token scores; segments of TOT, POS and NEG (and of what else the
     probe made apart) from the reverse pass. With another objective or parameters than probed there are no norms, no
-    cosines and no segments, and the outliers stay those of the probed objective.
+    cosines and no segments, and the outliers stay those of the probed objective. `equal_weights` marks a checkpoint
+    where all weights are the same, so that groups by weight mean nothing (step 0 of DPO: every ω is β/2). `grad_norm`
+    is a mean of norms, of the gradients of mini-batches; `v_norm` is the norm of a mean, of the whole of D′.
     """
     content = probe.tables
     terms = terms_of(content, options)
@@ -88,7 +92,9 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
                     whole = dots[name] if part is None or segment == ALL else part.dot
                     row = _row(whole, part, n_B, keep_B, options)
                     rows.append({**row, **_labels(name, segment, filtered, keep_B, difference)})
-    return pd.DataFrame([{**probe.keys, **row, "loss": _loss(content)} for row in rows])
+    v_norms = {**reverse.v_norms, ALL: content.metadata["v_norms"][ALL]}
+    of_checkpoint = {"loss": _loss(content), "equal_weights": _equal(terms.weight)}
+    return pd.DataFrame([{**probe.keys, **row, **of_checkpoint, "v_norm": v_norms[row["segment"]]} for row in rows])
 
 
 def terms_of(content: Tables, options: Options) -> Terms:
@@ -106,6 +112,11 @@ def terms_of(content: Tables, options: Options) -> Terms:
 
 def _changed(options: Options) -> bool:
     return options.objective is not None or bool(options.parameters)
+
+
+def _equal(weight: np.ndarray) -> bool:
+    """Whether all weights are the same but for rounding."""
+    return bool(np.ptp(weight) <= 1e-9 * np.abs(weight).max())
 
 
 def batch_dots(
@@ -193,7 +204,7 @@ def keep_masks(reverse: Reverse, names: Sequence[str], options: Options) -> dict
 def _row(
     dots_B: np.ndarray, part: Part | None, n_B: pd.Series, keep_B: np.ndarray, options: Options
 ) -> dict[str, float]:
-    """G with its interval and tests; mean cosine and gradient norm of mini-batches, nan where none was measured."""
+    """G with its interval and tests; mean cosine and mean norm of mini-batches, nan where none was measured."""
     weights, dots = n_B.to_numpy(np.float64)[keep_B], dots_B[keep_B]
     row = {"G": _mean(dots, weights), **bootstrap(dots, weights, options.level, options.seed)}
     row |= {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots)}
@@ -259,8 +270,29 @@ def _loss(content: Tables) -> float:
 
 
 def tabulate(probes: Sequence[Probe], options: Options = OPTIONS) -> pd.DataFrame:
-    """`dynamics.parquet` of probed checkpoints; `loss_rose` flags those where L(D) is above the checkpoint before."""
+    """`dynamics.parquet` of probed checkpoints; `loss_rose` as in `_loss_rose`, <NA> where that says nothing."""
     table = pd.concat([dynamics(probe, options) for probe in probes], ignore_index=True)
-    loss = table.drop_duplicates(KEYS).set_index(KEYS)["loss"].sort_index()
-    rose = (loss.groupby(level=[key for key in KEYS if key != "step"]).diff() > 0).rename("loss_rose")
-    return table.join(rose, on=KEYS)[COLUMNS]
+    before: dict[tuple[Any, ...], Probe] = {}  # the last checkpoint seen, by all keys but the step
+    rose: dict[tuple[Any, ...], bool | None] = {}
+    for probe in sorted(probes, key=lambda probe: int(probe.keys["step"])):
+        of_run = tuple(probe.keys[key] for key in KEYS if key != "step")
+        rose[tuple(probe.keys[key] for key in KEYS)] = _loss_rose(before.get(of_run), probe)
+        before[of_run] = probe
+    index = pd.MultiIndex.from_tuples(rose, names=KEYS)
+    return table.join(pd.Series([*rose.values()], index, dtype="boolean", name="loss_rose"), on=KEYS)[COLUMNS]
+
+
+def _loss_rose(earlier: Probe | None, later: Probe) -> bool | None:
+    """Whether L(D) is above that of the checkpoint before; None where the two losses cannot be compared.
+
+    Online, L at ratio 1 is the mean whitened advantage, 0 at every policy. Offline, D is the same, but a schedule that
+    moves (λ of cDPO) makes two objectives of one.
+    """
+    about = later.tables.metadata
+    if earlier is None or about["family"] == "online":
+        return None
+    objective = bind(about["objective"], about["parameters"], about["family"])
+    then, now = (reweight(later.tables.scores, objective, probe.keys["step"]) for probe in (earlier, later))
+    if not all(np.array_equal(*values) for values in zip(then, now, strict=True)):
+        return None
+    return _loss(later.tables) > _loss(earlier.tables)

@@ -73,13 +73,14 @@ def final_responses(
 ) -> None:
     """D′: greedy responses of the final checkpoint to `n` prompts drawn with `seed` from a table with `id, prompt`.
 
+    A prompt that several rows have (of preferences) is one prompt, under the id of its first row.
     Writes `id, prompt_ids, response_ids, response` (the ids with EOS if it came). Prompts that leave no room for
     `max_new_tokens` in the context are not drawn; they, empty responses (EOS at once) and unended ones are counted on
     standard error. The latter two stay: they are what the model says. InputError when all are empty.
     """
     new = Responses.of(settings, "evaluation").max_new_tokens
     tokenizer, model = _load(checkpoint, "float32")
-    pool = _encode_prompts(prompts, tokenizer)
+    pool = _each_once(_encode_prompts(prompts, tokenizer))
     context = context_length(model) or sys.maxsize
     fitting = [row for row in pool if len(row["prompt_ids"]) + new <= context]
     if not fitting:
@@ -110,6 +111,14 @@ def _load(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrained
 def _encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     rows = read_rows(path, ["id", "prompt"])
     return [{**row, "prompt_ids": encode_prompt(tokenizer, row["prompt"])} for row in rows]
+
+
+def _each_once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of every prompt, in their order."""
+    unique: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        unique.setdefault(repr(row["prompt"]), row)
+    return list(unique.values())
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation

@@ -1,13 +1,13 @@
-"""Win rates with intervals, paired tests between runs, and the results table. Everything is seeded.
+"""Win rates with intervals, and the results table. Everything is seeded.
 
-The unit of resampling is the prompt: all seeds of a run answer the same prompts, so outcomes of one prompt stay
-together (Miller, "Adding Error Bars to Evals", arXiv 2411.00640). Rates and their differences are in per cent.
+The interval of a checkpoint is over prompts (Miller, "Adding Error Bars to Evals", arXiv 2411.00640); what is said of
+runs is over trainings and prompts (`comparisons`). Rates and their differences are in per cent.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from po_dynamics.errors import InputError
+from po_dynamics.evaluation import comparisons
 from po_dynamics.objectives.families import Runs, parent_of
 from po_dynamics.storage.atomic import atomic_file
 from po_dynamics.storage.parquet import read_table
 
 DRAWS = 4000  # bootstrap resamples
-FLIPS = 9999  # random sign patterns of the randomisation test: the smallest p is 1e-4
 LEVEL = 0.95
 RUN = ["model", "run", "seed"]
+Cube = Mapping[int, pd.DataFrame]  # outcomes of a run by seed, prompts × steps
 _PREFERENCES = ["preference", "preference_swapped"]
 _MEASURES = {"n_tokens": "mean_length", "kl": "kl_to_sft", "reward": "mean_reward", "degenerate": "degenerate"}
 
@@ -94,12 +95,10 @@ def win_rates(outcomes: pd.DataFrame, judge: str) -> pd.DataFrame:
     return table
 
 
-def interval(
-    values_NK: np.ndarray, *, rates: bool = True, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
-) -> np.ndarray:
+def interval(values_NK: np.ndarray, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Percentile bootstrap interval of the mean over N prompts of each of K columns: (2, K).
 
-    NaN is missing. The columns share their resamples. A column of `rates` that is all 0 or all 1 shows the bootstrap no
+    NaN is missing. The columns share their resamples. A column that is all 0 or all 1 shows the bootstrap no
     variation; it gets the exact binomial interval (Clopper–Pearson) instead of one of width 0.
     """
     values = np.asarray(values_NK, dtype=float)
@@ -110,7 +109,7 @@ def interval(
     bounds = np.nanquantile(means_DK, [(1 - level) / 2, (1 + level) / 2], axis=0)
     for column in range(values.shape[1]):
         given = values[present[:, column], column]
-        if rates and len(given) and given.min() == given.max() and given[0] in (0, 1):
+        if len(given) and given.min() == given.max() and given[0] in (0, 1):
             exact = scipy_stats.binomtest(int(given.sum()), len(given)).proportion_ci(level, "exact")
             bounds[:, column] = exact.low, exact.high
     return bounds
@@ -120,16 +119,6 @@ def interval(
 def _resamples(n: int, draws: int, seed: int) -> np.ndarray:
     """How often each of n prompts is in each resample: (draws, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
-
-
-def sign_flip_p(differences: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided randomisation test that paired differences are symmetric about 0 (Fisher's, by random sign flips)."""
-    differences = differences[differences != 0]
-    if not len(differences):
-        return 1.0
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(flips, len(differences)))
-    threshold = abs(differences.sum()) * (1 - 1e-12)  # rounding must not make a tie with the data an exceedance less
-    return float((1 + np.sum(np.abs(signs @ differences) >= threshold)) / (1 + flips))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -143,28 +132,27 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def detectable_difference(differences: np.ndarray, power: float = 0.8, level: float = LEVEL) -> float:
-    """The smallest true mean difference that a paired test at this level finds with this power, in the unit given."""
-    z = scipy_stats.norm.ppf((1 + level) / 2) + scipy_stats.norm.ppf(power)
-    return float(z * np.std(differences, ddof=1) / np.sqrt(len(differences)))
-
-
 def results_table(outcomes: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     """The paper's Table 1 with intervals: a row per model and run, at the final and at the best checkpoint.
 
+    The best checkpoint is never the model that a run starts from.
+
     Args:
         outcomes: of `load_outcomes`.
-        runs: `objective` and `family` by run name; a run without an entry (the base model) has no parent.
+        runs: `objective`, `family` and, where a run continues another, `init_step` by run name; a run without an
+            entry (the base model) has no parent.
 
     Returns:
         * `model, run, objective, n_seeds, n`;
         * `final_step, final, final_std, final_low, final_high` and the same for `peak` (best mean over seeds): mean and
-          sample standard deviation over seeds (NaN for one), interval over prompts. The peak is chosen on the prompts
-          that it is reported on, so it is optimistic;
-        * `parent` (dpo or ppo) and `difference, difference_low, difference_high, p, p_holm, detectable`: paired
-          difference at the final checkpoint, over the seeds in common, Holm-corrected over the runs of the model;
-        * `peak_difference…`: the same at the best checkpoints, each chosen on one half of the prompts and scored on
-          the other (cross-fitted), so free of that optimism;
+          sample standard deviation over seeds (NaN for one), interval over prompts, from three seeds on over trainings
+          and prompts. The peak is chosen on the prompts that it is reported on, so it is optimistic;
+        * `parent` (dpo or ppo) and `unit`: "training" with three seeds or more of both, else "prompt";
+        * `difference, difference_low, difference_high`: to the parent at the final checkpoint, with the interval over
+          the unit (and prompts); `parent_std`: deviation between the parent's seeds there; `p, p_holm, detectable`:
+          exchange of trainings, Holm-corrected over the runs of the model, NaN where the unit is the prompt;
+        * `peak_steps` checkpoints that both have trained to, and `peak_difference…`: the same at the best of these,
+          chosen on one half of the prompts and scored on the other (cross-fitted), so free of that optimism;
         * at the final checkpoint: `order_consistency, mean_length, kl_to_sft, mean_reward, degenerate`.
     """
     rows: list[dict[str, Any]] = []
@@ -174,7 +162,7 @@ def results_table(outcomes: pd.DataFrame, runs: Runs) -> pd.DataFrame:
         for run in _ordered(cubes, runs):
             parent = parent_of(run, runs) if run in runs else None
             row = {"model": model, "run": run, "objective": runs.get(run, {}).get("objective", run)}
-            rows.append(row | _levels(cubes[run]) | _against(cubes[run], cubes.get(parent or ""), parent))
+            rows.append(row | _levels(cubes[run], _start(run, runs)) | _against(run, parent, cubes, runs))
         for name in ("p", "peak_p"):
             for row, p in zip(rows[first:], holm(np.array([row[name] for row in rows[first:]])), strict=True):
                 row[f"{name}_holm"] = p
@@ -187,7 +175,12 @@ def _ordered(cubes: Iterable[str], runs: Mapping[str, Any]) -> list[str]:
     return sorted(cubes, key=lambda run: (position.get(run, -1), run))
 
 
-def _cube(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
+def _start(run: str, runs: Runs) -> int:
+    """The step of the model that a run starts from; the base model is no run and has none."""
+    return int(runs[run].get("init_step", 0)) if run in runs else -1
+
+
+def _cube(table: pd.DataFrame) -> Cube:
     """Outcomes by seed: prompts (rows) × steps (columns), the steps that every seed has."""
     seeds = table["seed"].unique().tolist()
     cube = {seed: table[table["seed"] == seed].pivot(index="id", columns="step", values="outcome") for seed in seeds}
@@ -195,54 +188,64 @@ def _cube(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {seed: t[steps].sort_index() for seed, t in cube.items()}
 
 
-def _mean(cube: Mapping[int, pd.DataFrame], seeds: Iterable[int] | None = None) -> pd.DataFrame:
-    """Mean outcome over seeds, prompts × steps: all seeds of a prompt are one observation."""
-    return pd.concat([cube[seed] for seed in (cube if seeds is None else seeds)]).groupby(level=0).mean()
+def _steps(cube: Cube) -> list[int]:
+    return [int(step) for step in next(iter(cube.values())).columns.to_numpy()]
 
 
-def _levels(cube: Mapping[int, pd.DataFrame]) -> dict[str, Any]:
-    """Win rates at the final and at the best checkpoint: mean and deviation over seeds, interval over prompts."""
-    mean = _mean(cube)
+def _levels(cube: Cube, start: int) -> dict[str, Any]:
+    """Win rates at the final and at the best checkpoint after `start`: mean and deviation over seeds, interval."""
+    mean = pd.concat(cube.values()).groupby(level=0).mean()  # all seeds of a prompt are one observation
     row: dict[str, Any] = {"n_seeds": len(cube), "n": len(mean)}
-    steps = mean.columns.to_numpy(dtype=int)
-    for name, step in (("final", steps[-1]), ("peak", steps[mean.mean().to_numpy().argmax()])):
-        of_seeds = [100 * table[step].mean() for table in cube.values()]
-        low, high = 100 * interval(mean[[step]].to_numpy())[:, 0]
-        std = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan
-        row |= {f"{name}_step": int(step), name: np.mean(of_seeds), f"{name}_std": std}
-        row |= {f"{name}_low": low, f"{name}_high": high}
+    rates: dict[Any, float] = mean.mean().to_dict()
+    best = max((step for step in _steps(cube) if step > start), key=rates.__getitem__, default=None)
+    for name, step in (("final", _steps(cube)[-1]), ("peak", best)):
+        names = [f"{name}_step", name, f"{name}_std", f"{name}_low", f"{name}_high"]
+        row |= dict(zip(names, [np.nan] * 5 if step is None else [step, *_level(cube, mean, step)], strict=True))
     return row
 
 
-def _against(cube: Mapping[int, pd.DataFrame], parent: Mapping[int, pd.DataFrame] | None, name: str | None) -> dict:
-    """Paired differences to the parent, at the final and at the cross-fitted best checkpoint."""
-    columns = ("difference", "difference_low", "difference_high", "p", "detectable")
-    row: dict[str, Any] = {"parent": name if parent else None}
-    ours: pd.DataFrame | None = None
-    if parent:
-        seeds = sorted(set(cube) & set(parent)) or None
-        ours, theirs = _mean(cube, seeds), _mean(parent, seeds)
-    for prefix, choose in (("", lambda table: table.iloc[:, -1]), ("peak_", _cross_fitted_peak)):
-        values = [np.nan] * len(columns)
-        if ours is not None:
-            values = _compare((choose(ours) - choose(theirs)).dropna().to_numpy())
-        row |= {prefix + column: value for column, value in zip(columns, values, strict=True)}
+def _level(cube: Cube, mean: pd.DataFrame, step: int) -> list[float]:
+    """Mean, deviation over seeds and interval at a checkpoint, in per cent."""
+    of_seeds = [table[step].mean() for table in cube.values()]
+    low, high = interval(mean[[step]].to_numpy())[:, 0]
+    if len(cube) >= comparisons.MIN_TRAININGS:
+        wide = comparisons.interval(_stacked([cube], [[step]])[0])
+        low, high = min(low, wide[0]), max(high, wide[1])
+    std = np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan
+    return [100 * float(value) for value in (np.mean(of_seeds), std, low, high)]
+
+
+def _against(run: str, parent: str | None, cubes: Mapping[str, Cube], runs: Runs) -> dict[str, Any]:
+    """Differences to the parent at the final checkpoint and at the best of those that both trained to."""
+    row: dict[str, Any] = {"parent": None, "unit": None, "peak_steps": np.nan}
+    steps: dict[str, list[list[int]]] = {"": [], "peak_": []}
+    pair = [cubes[name] for name in (run, parent or "") if name in cubes]
+    if parent is not None and parent in cubes:
+        start = max(_start(name, runs) for name in (run, parent))
+        shared = [step for step in _steps(pair[0]) if step > start and step in _steps(pair[1])]
+        unit = "training" if min(map(len, pair)) >= comparisons.MIN_TRAININGS else "prompt"
+        row = {"parent": parent, "unit": unit, "peak_steps": len(shared)}
+        steps = {"": [_steps(cube)[-1:] for cube in pair], "peak_": [shared, shared] if shared else []}
+    for prefix, compared in steps.items():
+        row |= {prefix + name: value for name, value in _compare(pair, compared).items()}
     return row
 
 
-def _compare(differences: np.ndarray) -> list[float]:
-    """Mean difference of paired outcomes, its interval, p and what was detectable; in per cent but p."""
-    if len(differences) < 2:
-        raise InputError(f"{len(differences)} prompts were judged for both runs: a comparison needs at least 2")
-    low, high = interval(differences[:, None], rates=False)[:, 0]
-    p = sign_flip_p(differences)
-    return [100 * differences.mean(), 100 * low, 100 * high, p, 100 * detectable_difference(differences)]
+def _compare(pair: Sequence[Cube], steps: Sequence[Sequence[int]]) -> dict[str, float]:
+    """The comparison of two runs at these checkpoints of each, in per cent but p; NaN where none is asked for."""
+    names = ("difference", "difference_low", "difference_high", "p", "detectable", "parent_std")
+    found = comparisons.compare(*_stacked(pair, steps)) if steps else [np.nan] * len(names)
+    return {name: value * (1 if name == "p" else 100) for name, value in zip(names, found, strict=True)}
 
 
-def _cross_fitted_peak(mean: pd.DataFrame) -> pd.Series:
-    """Per prompt, the outcome at the checkpoint that is best on the other half of the prompts."""
-    half = np.random.default_rng(0).permutation(len(mean)) % 2
-    return pd.concat([mean.loc[half == i, mean[half != i].mean().idxmax()] for i in (0, 1)]).sort_index()
+def _stacked(cubes: Sequence[Cube], steps: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Outcomes of the prompts that all runs have been judged on at these steps: (S, N, K) of each run."""
+    tables = [table[list(own)] for cube, own in zip(cubes, steps, strict=True) for table in cube.values()]
+    joined = pd.concat(tables, axis=1, join="inner").dropna().sort_index()
+    if len(joined) < 2:
+        raise InputError(f"{len(joined)} prompts were judged for all of these runs: a comparison needs at least 2")
+    outcomes_SNK = joined.to_numpy(dtype=float).reshape(len(joined), len(tables), -1).transpose(1, 0, 2)
+    return np.split(outcomes_SNK, np.cumsum([len(cube) for cube in cubes])[:-1])
 
 
 def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ class Claim(NamedTuple):
     contradiction: str
 
 
-_OTHER_ORDER = "lines in another order, with paired intervals that exclude 0"
+_OTHER_ORDER = "lines in another order, with intervals over trainings and prompts that exclude 0"
 CLAIMS = {
     "dpo_total": Claim(
         "1",

@@ -70,6 +70,8 @@ def level(ax: Axes, y: float) -> None:
 def draw_table(ax: Axes, table: pd.DataFrame, column: str, line: Line, band: tuple[str, str] | None = None) -> None:
     """A column over steps: its mean over seeds, each seed, and per seed the interval in the two columns of `band`."""
     values = by_seed(table, column)
+    if values.empty:
+        return
     bands = []
     if band:
         low, high = (by_seed(table, name).reindex(values.index) for name in band)

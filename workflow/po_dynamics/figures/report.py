@@ -19,7 +19,7 @@ from PIL import Image
 
 from po_dynamics.errors import InputError
 from po_dynamics.figures.labels import run_labels
-from po_dynamics.objectives.families import Runs, is_uncontrolled
+from po_dynamics.objectives.families import Runs, is_uncontrolled, parent_of
 from po_dynamics.storage.atomic import atomic_file
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
@@ -119,14 +119,28 @@ def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: Runs) -> di
     records: list[dict[str, Any]] = [{k: None if pd.isna(v) else v for k, v in row.items()} for row in table]
     labels = run_labels([row["run"] for row in records], runs, with_objective=True)
     parents = run_labels([name for name, run in runs.items() if is_uncontrolled(run["objective"])], runs)
+    trainings = {row["run"]: row["n_seeds"] for row in records}
     for row in records:
         row["uncontrolled"] = is_uncontrolled(row["objective"])
+        row["compared"] = row["n_seeds"] + trainings.get(row["parent"], 0)
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
     detectable = [row["detectable"] for row in records if row["detectable"] is not None]
     judging: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
     judging |= {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
+    judging["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
     return {"name": name, "rows": records, "headline": _headline(records)} | judging
+
+
+def _with_another_grid(rates: pd.DataFrame, runs: Runs) -> list[str]:
+    """The runs whose checkpoints, from where they start, are not those of their parent."""
+    steps = {str(run): set(table["step"]) for run, table in rates.groupby("run")}
+    found = []
+    for run in filter(steps.__contains__, runs):
+        parent, start = parent_of(run, runs), runs[run].get("init_step", 0)
+        if parent in steps and steps[run] != {step for step in steps[parent] if step >= start}:
+            found.append(run)
+    return found
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -140,10 +154,11 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         elif row["uncontrolled"]:
             title = f"{row['label']} over SFT"
             cards.append({"title": title, "of": f"its answers at step {row['final_step']:,} to the SFT model's"})
-            cards[-1] |= {"std": row["final_std"], "n_seeds": row["n_seeds"]}
+            cards[-1] |= {"std": row["final_std"]}
         else:
             continue
-        cards[-1] |= dict(zip(("value", "low", "high"), values, strict=True)) | {"n": row["n"]}
+        cards[-1] |= dict(zip(("value", "low", "high"), values, strict=True))
+        cards[-1] |= {"n": row["n"], "n_seeds": row["n_seeds"]}
     return cards
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Runs = Mapping[str, Mapping[str, Any]]  # run name → objective, family, parameters, in the configuration's order
+Runs = Mapping[str, Mapping[str, Any]]  # run name → objective, family, parameters, init_step, as configured
 
 UNCONTROLLED = {"offline": "dpo", "online": "ppo"}  # family → the objective that its variants control or ablate
 

@@ -36,7 +36,7 @@ def draw_alignment(
     filtered: bool = True,
     segment: str = "all",
 ) -> None:
-    """G over the steps of one run: (a) TOT (b) POS, NEG (c) TOP, MID, BOT; symmetric-log scale.
+    """G over the steps of one run: (a) TOT (b) POS, NEG (c) TOP, MID, BOT where weights differ; symmetric-log scale.
 
     Args:
         dynamics: `dynamics.parquet`; the rows of the model, run, final set, filter and segment are drawn, all seeds.
@@ -46,11 +46,11 @@ def draw_alignment(
         InputError: when the table has no such rows.
     """
     wanted = {"model": model, "run": run, "final_set": final_set, "filtered": filtered, "segment": segment}
-    table = select(dynamics, wanted, "dynamics")
+    table = _meaningful(select(dynamics, wanted, "dynamics"))
     family, label = runs[run]["family"], run_labels([run], runs, with_objective=True)[run]
     linear = _linear_threshold(table["G"])
     with style.theme():
-        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharey=True, gridspec_kw={"wspace": 0.34})
+        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.35), sharex=True, sharey=True, gridspec_kw={"wspace": 0.34})
         axes[0].set_yscale("symlog", linthresh=linear, linscale=0.6)
         for ax, names, letter, title in zip(axes, _PANELS, "abc", _TITLES[family], strict=True):
             lines.step_axis(ax, family, f"({letter}) {title}")
@@ -67,6 +67,11 @@ def draw_alignment(
         title = f"Figure {number}. {label}: which components lead to the final responses"
         claim = claims.paragraph(number, runs[run]["objective"])
         style.save(figure, output, title, _caption(table, family, label, linear, claim))
+
+
+def _meaningful(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the groups by weight where all weights are equal: which samples are in them would be chance."""
+    return table[~(table["equal_weights"] & table["component"].isin(_PANELS[2]))]
 
 
 def _linear_threshold(values: pd.Series) -> float:
@@ -91,11 +96,13 @@ def _caption(table: pd.DataFrame, family: str, label: str, linear: float, claim:
     prompts = {"heldout": "held-out prompts", "train": "training prompts"}[first["final_set"]]
     outliers = f"{captions.span(total['n_outliers'])} outliers left out" if first["filtered"] else "outliers included"
     thin = ", thin lines the seeds, thick lines their mean" if total["seed"].nunique() > 1 else ""
+    equal = sorted(total.loc[total["equal_weights"], "step"].unique())
+    left_out = f" (not at step {', '.join(map(str, equal))}, where all weights are equal)" if equal else ""
     shown = f"""Gradient alignment G of {label} on {first["model"]} at
         {captions.plural(total["step"].nunique(), "checkpoint")}, {captions.seeds(total["seed"])}: the inner product
         of the gradient of the loss with that of the negative log-likelihood of the run's final responses, to
         {prompts}. G > 0: a step on this component makes the final responses likelier. (a) The whole objective (TOT);
-        {_PARTS[family]}: TOP, MID and BOT. Symmetric-log scale, linear within ±{linear:.0e}. Bands: 95 % bootstrap
-        intervals over the {captions.span(total["n_batches"])} mini-batches of a checkpoint ({outliers}), one per
-        seed{thin}."""
+        {_PARTS[family]}: TOP, MID and BOT{left_out}. Symmetric-log scale, linear within ±{linear:.0e}. Bands: 95 %
+        bootstrap intervals over the {captions.span(total["n_batches"])} mini-batches of a checkpoint ({outliers}), one
+        per seed{thin}."""
     return captions.paragraphs(shown, claim)

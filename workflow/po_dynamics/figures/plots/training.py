@@ -32,7 +32,7 @@ _PANELS: tuple[tuple[str, dict[str, tuple[str, Line]]], ...] = (
     ("entropy, nats/token", {"entropy": ("", _ONE)}),
     ("length, tokens", {"response_length": ("", _ONE)}),
     ("share ended (EOS)", {"eos_rate": ("", _ONE)}),
-    ("raw advantage", {f"raw_advantage_{name}": (name, COMPONENTS[name]) for name in ("TOP", "MID", "BOT")}),
+    ("GAE, not whitened", {f"raw_advantage_{name}": (name, COMPONENTS[name]) for name in ("TOP", "MID", "BOT")}),
     ("policy loss", {"policy_loss": ("", _ONE)}),
     ("value loss", {"value_loss": ("", _ONE)}),
     ("explained variance", {"explained_variance": ("", _ONE)}),

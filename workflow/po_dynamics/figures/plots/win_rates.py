@@ -116,8 +116,8 @@ def _caption(table: pd.DataFrame, families: Iterable[str]) -> str:
     shown = f"""Win rate over the SFT model's responses on {table["model"].iloc[0]}, judge “{table["judge"].iloc[0]}”,
         both orders, {captions.span(table["n"])} prompts a checkpoint; 50 % is a draw. Bands: 95 % bootstrap intervals
         over prompts, one per seed{", thin lines the seeds, thick lines their mean" if repeated else ""}; they do not
-        cover the training's own randomness, and for the difference of two runs the paired column of the results table
-        is sharper. Dotted grey: the uncontrolled run."""
+        cover the training's own randomness, which can be as large as the gaps between lines: for the difference of two
+        runs see the results table. Dotted grey: the uncontrolled run."""
     claim = f"""{claims.source("4")} {claims.reading(claimed)} {other_order}, would contradict it; where intervals
         overlap much, this experiment is too small to tell."""
     return captions.paragraphs(shown, claim)
