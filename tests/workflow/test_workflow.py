@@ -105,14 +105,28 @@ def test_deleting_one_table_rebuilds_it(copied):
     assert set(plan(copied)) == {"tabulate_win_rates", "draw_figure", "write_report"}
 
 
-def test_the_same_seed_gives_identical_tables(results, tmp_path):
+def test_the_same_seed_gives_identical_results(results, tmp_path):
+    """Everything that is computed for a run of each family, from nothing."""
     again = clone(tmp_path / "again")
-    targets = ("results/smoke/tables/win_rates.csv", "results/smoke/tables/dynamics.parquet")
+    runs = [f"results/smoke/menagerie/{run}/seed0" for run in ("dpo", "ppo")]
+    targets = [f"{run}/{result}" for run in runs for result in ("probe/heldout", "evaluation/0/annotations.parquet")]
     done = snakemake(again, *targets, "--quiet", "rules", "--show-failed-logs")
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    first, second = results / "results/smoke/tables", again / "results/smoke/tables"
-    for name in ("win_rates.csv", "results.csv", "dynamics.parquet", "advantages.parquet"):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+    made = [path for run in runs for path in (again / run).rglob("*") if path.suffix in (".csv", ".parquet")]
+    made += [path for run in runs for path in (again / run).rglob("*.safetensors")]
+    assert len(made) > 30
+    for path in made:
+        assert path.read_bytes() == (results / path.relative_to(again)).read_bytes(), path
+
+
+def test_the_same_results_give_identical_tables(results, copied):
+    folder = copied / "results/smoke/tables"
+    tables = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".parquet")}
+    done = snakemake(copied, "--quiet", "rules", "--forcerun", "tabulate_dynamics", "tabulate_win_rates")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    assert {"win_rates.csv", "results.csv", "dynamics.parquet"} <= set(tables)
+    for name, content in tables.items():
+        assert (folder / name).read_bytes() == content, name
 
 
 @pytest.mark.parametrize(
