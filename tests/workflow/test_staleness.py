@@ -16,6 +16,8 @@ import pytest
 from checkout import ROOT, clone, edit, plan, snakemake
 from documents import python_of
 
+pytestmark = pytest.mark.e2e
+
 PACKAGE = Path("workflow/po_dynamics")
 CONFIGURATION = Path("config/smoke.yaml")
 
