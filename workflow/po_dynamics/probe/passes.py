@@ -90,24 +90,33 @@ def probe(
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
         random = np.random.default_rng([options.seed, step])
         rows = run.measure(gradients, scores, terms.loss, options.audits, random)
-    v_norms = norms(direction)
-    identity = hashlib.sha256(
-        repr((objective.name, dict(objective.parameters), step, v_norms)).encode() + scores.to_csv().encode()
-    )
-    about = {
-        "id": identity.hexdigest(),
+    about = _metadata(objective, step, norms(direction), scores, options.temperature, run.dtype)
+    return Tables(samples_frame([*train, *final]), scores, batches_frame([*final_rows, *rows]), about)
+
+
+def _metadata(
+    objective: Objective,
+    step: int,
+    v_norms: Mapping[str, float],
+    scores: pd.DataFrame,
+    temperature: float,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What the tables are of; see `dynamics.tables.Tables`. The id is of the objective, ‖v‖ and every score."""
+    what = repr((objective.name, dict(objective.parameters), step, v_norms))
+    return {
+        "id": hashlib.sha256(what.encode() + scores.to_csv().encode()).hexdigest(),
         "final_set": "",
         "learning_rate": None,
         "family": objective.family,
         "objective": objective.name,
         "parameters": dict(objective.parameters),
         "step": step,
-        "temperature": options.temperature,
-        "precision": str(run.dtype).removeprefix("torch."),
+        "temperature": temperature,
+        "precision": str(dtype).removeprefix("torch."),
         "v_norms": v_norms,
         "layers": sum(name.startswith("layer.") for name in v_norms),
     }
-    return Tables(samples_frame([*train, *final]), scores, batches_frame([*final_rows, *rows]), about)
 
 
 def with_reference(
