@@ -30,7 +30,12 @@ from safetensors.torch import load_file, save_file
 from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
 from transformers import AutoModelForCausalLM
 
-SETTINGS = {"samples": 10, "batch_size": {"offline": 3, "online": 4}, "seed": 0, "separate": ["POS", "NEG"]}
+SETTINGS = {
+    "samples": {"train": 10, "final": 10},
+    "batch_size": {"offline": 3, "online": 4},
+    "seed": 0,
+    "separate": ["POS", "NEG"],
+}
 
 
 # ------------------------------------------------------------------------------------------------------ the library
@@ -107,8 +112,81 @@ def test_adamw_alignment_is_the_dot_product_with_the_preconditioned_gradient():
                 total = total - (c * logp).sum()
             gradients.append(dict(zip(names, torch.autograd.grad(total, list(model.parameters())), strict=True)))
         expected = sum(float((gradients[0][k] * gradients[1][k] / scales[k]).sum()) for k in names)
-    row = result.batches.query("component == 'TOT' and segment == 'all'").iloc[0]
-    assert row["dot_adamw"] == pytest.approx(expected, rel=1e-10)
+    table = dynamics(Probe({}, result)).query("segment == 'all' and not filtered").set_index("component")
+    assert table.loc["TOT", "G_adamw"] == pytest.approx(expected, rel=1e-10)
+    assert table.loc["POS", "G_adamw"] + table.loc["NEG", "G_adamw"] == pytest.approx(expected, rel=1e-10)
+    assert result.drifts["drift_adamw"].sum() / 4 == pytest.approx(expected, rel=1e-10)  # both sides
+
+
+def test_a_small_step_of_gradient_descent_moves_tokens_as_their_drift_says():
+    """Δ log π = η · drift, token by token, for D′ along −∇L and for D and D′ along −P⁻¹∇L."""
+    model, rate = tiny(dtype=torch.float64), 1e-7
+    torch.manual_seed(3)
+    scales = {name: torch.rand_like(p) + 0.1 for name, p in model.named_parameters()}
+    train = with_reference(pairs(6), tiny(seed=1, dtype=torch.float64))
+    objective = bind("dpo", {"beta": 0.1})
+    before = probe(model, train, final(4), objective, options=Options(scales=scales, audits=0))
+    names = [name for name, _ in model.named_parameters()]
+    loss = 0
+    for sample in train:
+        rows = before.scores.query("sample_id == @sample.sample_id and role == @sample.role")
+        logp = recompute.log_probs(model, sample.prompt_ids, sample.response_ids)
+        loss = loss - (torch.from_numpy(rows["coefficient"].to_numpy(copy=True)) * logp).sum()
+    gradient = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    for column, tables_of in (("drift_TOT", ["drifts"]), ("drift_adamw", ["drifts", "scores"])):
+        moved = tiny(dtype=torch.float64)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                parameter -= rate * (gradient[name] / scales[name] if column == "drift_adamw" else gradient[name])
+        after = probe(moved, train, final(4), objective, options=Options(audits=0))
+        for table in tables_of:
+            start, end = getattr(before, table), getattr(after, table)
+            realised = (end["logprob"] - start["logprob"]) / rate
+            np.testing.assert_allclose(realised, start[column], rtol=1e-3, atol=1e-4 * start[column].abs().max())
+
+
+def test_sides_that_differ_stop_the_run(monkeypatch):
+    right = token_scores.score_tokens
+    calls = []
+
+    def wrong(*arguments):
+        calls.append(arguments)
+        scores = right(*arguments)
+        return scores._replace(
+            scores_KBT=scores.scores_KBT * (1.01 if len(calls) > 2 else 1)
+        )  # the first tries the model
+
+    monkeypatch.setattr(token_scores, "score_tokens", wrong)
+    with pytest.raises(InputError, match=r"TOT: the scores of D give G = .*, the drifts of D′"):
+        probe(tiny(), rollouts(4), final(4), bind("ppo", {}))
+
+
+def test_norms_of_some_mini_batches_and_scores_of_all():
+    train, separate = with_reference(pairs(20, batch_size=2), tiny(seed=1)), ("POS", "NEG", "TOP", "MID", "BOT")
+    every, some = (
+        probe(
+            tiny(), train, final(6), bind("dpo", {"beta": 0.1}), options=Options(separate=separate, norms=n, audits=99)
+        )
+        for n in (None, 4)
+    )
+    pd.testing.assert_frame_equal(every.scores, some.scores)
+    pd.testing.assert_frame_equal(every.drifts, some.drifts)
+    a, b = (
+        dynamics(Probe({}, result)).query("not filtered").set_index(["segment", "component"])
+        for result in (every, some)
+    )
+    for column in ("G", "G_low", "G_high", "u_norm"):
+        np.testing.assert_array_equal(a.loc["all", column], b.loc["all", column])
+    assert a.loc[("all", "TOT"), "grad_norm"] == pytest.approx(b.loc[("all", "TOT"), "grad_norm"], rel=1e-6)
+    assert (b.loc["all", "n_batches"] == 10).all()
+    measured = some.batches.query("set == 'train' and component == 'POS' and segment == 'all'")
+    assert list(measured["batch"]) == [0, 1, 2, 3]
+    assert measured["audit_dot"].notna().all()
+    assert some.batches.query("set == 'train' and component == 'TOT' and segment == 'all'")["grad_norm"].notna().all()
+    of_measured = every.scores["batch"] < 4
+    terms = every.scores["coefficient"] * every.scores["score"]
+    parts = b.drop(index="all", level="segment").query("component == 'TOT'")["G"].sum()
+    assert parts == pytest.approx(-terms[of_measured].sum() * 20 / 8, rel=1e-4)
 
 
 def test_a_wrong_forward_mode_stops_the_run(monkeypatch):
@@ -212,13 +290,13 @@ def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
     assert not (tmp_path / "state").exists()
     for step in (0, 2):
         files = [tmp_path / name / f"step-{step}" for name in ("one", "two")]
-        for table in tables.NAMES:
+        for table in tables.FILES:
             assert (files[0] / f"{table}.parquet").read_bytes() == (files[1] / f"{table}.parquet").read_bytes()
     first, later = (tables.read(tmp_path / "one" / f"step-{step}") for step in (0, 2))
     assert (first.scores["weight"] == 0.05).all()
-    assert first.batches["dot_adamw"].isna().all()
-    whole = later.batches.query("set == 'train' and component == 'TOT' and segment == 'all'")
-    assert whole["dot_adamw"].notna().all()
+    assert first.scores[["score_adamw", "drift_adamw"]].isna().all(axis=None)
+    assert later.scores[["score_adamw", "drift_adamw"]].notna().all(axis=None)
+    assert later.drifts["drift_adamw"].notna().all()
     assert later.metadata["learning_rate"] == 1e-3
     assert set(first.samples["role"]) == {"chosen", "rejected", "final"}
     assert first.samples["batch"].max() == 3
@@ -259,26 +337,26 @@ def test_a_killed_probe_goes_on_where_it_was(run, tmp_path, monkeypatch):
     offline(run, tmp_path / "whole", tmp_path / "state")
     measured = []
 
-    def dying(self, mini, audit, right=probe_gradients.Gradients.rows):
+    def dying(self, mini, whole, audit, right=probe_gradients.Gradients.measure):
         measured.append(mini.batch)
         if len(measured) == 7:  # the second checkpoint's third mini-batch
             raise KeyboardInterrupt
-        return right(self, mini, audit)
+        return right(self, mini, whole, audit)
 
-    monkeypatch.setattr(probe_gradients.Gradients, "rows", dying)
+    monkeypatch.setattr(probe_gradients.Gradients, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
         offline(run, tmp_path / "resumed", tmp_path / "state")
     assert not (tmp_path / "resumed").exists()
     offline(run, tmp_path / "resumed", tmp_path / "state")
     assert measured == [0, 1, 2, 3, 0, 1, 2, 2, 3]
     for step in (0, 2):
-        for table in tables.NAMES:
+        for table in tables.FILES:
             one, other = (tmp_path / name / f"step-{step}" / f"{table}.parquet" for name in ("whole", "resumed"))
             assert one.read_bytes() == other.read_bytes()
 
 
 def test_state_of_other_settings_is_not_used(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_gradients.Gradients, "rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(probe_gradients.Gradients, "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         offline(run, tmp_path / "out", tmp_path / "state")
     monkeypatch.undo()
@@ -356,7 +434,7 @@ def change(table, **columns):
 def test_unusable_final_responses_are_refused(run, tmp_path, columns, message):
     shutil.copytree(run, tmp_path / "run")
     change(tmp_path / "run" / "final.parquet", **columns)
-    settings = SETTINGS | {"samples": 14}
+    settings = SETTINGS | {"samples": {"train": 10, "final": 14}}
     with pytest.raises(InputError, match=message):
         offline(tmp_path / "run", tmp_path / "out", tmp_path / "state", settings=settings)
 
@@ -373,6 +451,31 @@ def test_tables_of_different_probes_are_not_mixed(run, tmp_path):
     shutil.copy(tmp_path / "out" / "step-0" / "batches.parquet", tmp_path / "out" / "step-2" / "batches.parquet")
     with pytest.raises(InputError, match="table of another run"):
         tables.read(tmp_path / "out" / "step-2")
+
+
+def rewritten(path, columns=None, **metadata):
+    """The file with other values and metadata."""
+    about, frame = tables.read_metadata(path), pd.read_parquet(path)
+    for name, values in (columns or {}).items():
+        frame[name] = values(frame[name])
+    tables.write_parquet(frame, path, {k: v for k, v in (about | metadata).items() if v is not None})
+
+
+def test_tables_of_the_older_format_are_refused_with_the_way_out(run, tmp_path):
+    offline(run, tmp_path / "out", tmp_path / "state")
+    rewritten(tmp_path / "out" / "step-2" / "samples.parquet", format=None)
+    with pytest.raises(
+        InputError, match=r"samples.parquet has format 1, not 2: .* \(`snakemake --forcerun probe_offline"
+    ):
+        tables.read(tmp_path / "out" / "step-2")
+
+
+def test_drifts_of_other_samples_are_refused(run, tmp_path):
+    offline(run, tmp_path / "out", tmp_path / "state")
+    file = tmp_path / "out" / "step-2" / "scores.parquet"
+    rewritten(file, {"drift_TOT": lambda values: values[::-1].to_numpy() * 1.5})
+    with pytest.raises(InputError, match="they are of other samples; probe this checkpoint again"):
+        dynamics(Probe({}, tables.read(file.parent)))
 
 
 def test_the_example_of_the_documentation(run, monkeypatch):

@@ -22,7 +22,7 @@ rule generate_final_responses:
     params:
         code=code("generate_final_responses.py"),
         step=lambda wildcards: run_of(wildcards).steps[-1],
-        samples=CONFIG["probe"]["samples"],
+        samples=CONFIG["probe"]["samples"]["final"],
         seed=CONFIG["probe"]["seed"],
         settings={"max_new_tokens": CONFIG["evaluation"]["max_new_tokens"]},
     script:

@@ -8,35 +8,37 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from po_dynamics.dynamics.coefficients import Terms, batch_sizes, component_masks, reweight
+from po_dynamics.dynamics.coefficients import PAIR_ROLES, Terms, batch_sizes, component_masks, reweight
+from po_dynamics.dynamics.intervals import Side, interval
+from po_dynamics.dynamics.reverse import Part, Reverse, within_fence
 from po_dynamics.dynamics.segments import ALL, check, thirds
-from po_dynamics.dynamics.tables import Tables
+from po_dynamics.dynamics.tables import DRIFTS, Tables
+from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import OBJECTIVES, bind
 
 KEYS = ["model", "run", "seed", "step", "final_set"]
-COLUMNS = [*KEYS, "component", "segment", "filtered", "G", "G_low", "G_high", "cosine", "grad_norm", "n_batches"]
+COLUMNS = [*KEYS, "component", "segment", "filtered", "G", "G_low", "G_high", "two_way", "resolved", "samples_needed"]
 COLUMNS += [
+    "n_train",
+    "n_final",
+    "cosine",
+    "grad_norm",
+    "n_batches",
     "n_outliers",
+    "n_final_outliers",
     "reverse_forward_rel_diff",
     "p_value",
-    "share_positive",
-    "sign_p",
-    "G_adamw",
-    "loss",
-    "loss_rose",
-    "equal_weights",
-    "v_norm",
 ]
-DRAWS = 2000  # bootstrap samples
+COLUMNS += ["share_positive", "sign_p", "G_adamw", "loss", "loss_rose", "equal_weights", "u_norm", "v_norm"]
+AGREE = 0.02  # relative, of the two sides of G: looser than any probe's tolerance, tighter than other samples are
 
 
 class Options(NamedTuple):
@@ -50,6 +52,11 @@ class Options(NamedTuple):
     segments: Mapping[str, Sequence[str]] | None = None
     level: float = 0.95
     seed: int = 0
+
+    @property
+    def changed(self) -> bool:
+        """Whether coefficients are others than the probed ones."""
+        return self.objective is not None or bool(self.parameters)
 
 
 OPTIONS = Options()
@@ -68,38 +75,42 @@ class Probe(NamedTuple):
 def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
     """Rows of `dynamics.parquet` of one checkpoint.
 
-    Every component of the whole model comes from the token scores; segments of TOT, POS and NEG (and of what else the
-    probe made apart) from the reverse pass. With another objective or parameters than probed there are no norms, no
-    cosines and no segments, and the outliers stay those of the probed objective. `equal_weights` marks a checkpoint
-    where all weights are the same, so that groups by weight mean nothing (step 0 of DPO: every ω is β/2). `grad_norm`
-    is a mean of norms, of the gradients of mini-batches; `v_norm` is the norm of a mean, of the whole of D′.
+    Every component of the whole model comes from the token scores, its interval from both D and D′; segments of the
+    components that the probe made separate come from the reverse pass, with an interval over D alone. With another
+    objective or parameters than probed there are no norms, no cosines and no segments, intervals are over D alone
+    (`two_way`), and the outliers stay those of the probed objective. `equal_weights` marks a checkpoint where all
+    weights are the same, so that groups by weight mean nothing (step 0 of DPO: every ω is β/2). `grad_norm` is a mean
+    of norms, of the gradients of mini-batches; `u_norm` and `v_norm` are norms of means, of the whole of D and D′.
+
+    Raises:
+        InputError: scores of D and drifts of D′ that belong to different samples.
     """
     content = probe.tables
     terms = terms_of(content, options)
     masks = component_masks(content.scores, terms.weight, options.groups)
-    n_B = batch_sizes(content.scores)
-    dots = batch_dots(content.scores, terms.coefficient, masks, n_B)
-    reverse = Reverse.of(content, n_B, {} if _changed(options) else _partition(content, options))
+    whole = Whole.of(content, terms.coefficient, masks, options)
+    reverse = Reverse.of(content, whole.n_B, {} if options.changed else _partition(content, options))
     rows = []
     for filtered in (False, True):
-        kept = keep_masks(reverse, list(masks), options) if filtered else {}
-        difference = _difference(content, kept.get("TOT"))
+        kept = Kept.of(content, reverse, whole, options) if filtered else Kept.everything(whole)
+        difference = _difference(content, kept.train_B("TOT"))
         for name in masks:
-            keep_B = kept.get(name, np.ones(len(n_B), dtype=bool))
-            for segment in (ALL, *reverse.v_norms):
-                part = None if _changed(options) else reverse.parts.get((name, segment))
-                if segment == ALL or part is not None:
-                    whole = dots[name] if part is None or segment == ALL else part.dot
-                    row = _row(whole, part, n_B, keep_B, options)
-                    rows.append({**row, **_labels(name, segment, filtered, keep_B, difference)})
+            keep_B, part = kept.train_B(name), None if options.changed else reverse.parts.get((name, ALL))
+            found = {ALL: whole.row(name, kept, options) | _norms(whole.dots[name], part, whole.n_B, keep_B)}
+            for segment in reverse.v_norms if part is not None else ():
+                found[segment] = _segment_row(reverse.parts[name, segment], whole.n_B, keep_B, options)
+            for segment, row in found.items():
+                labels = {"component": name, "segment": segment, "filtered": filtered}
+                rows.append({**labels, **row, **kept.counts(name), "reverse_forward_rel_diff": difference})
     v_norms = {**reverse.v_norms, ALL: content.metadata["v_norms"][ALL]}
     of_checkpoint = {"loss": _loss(content), "equal_weights": _equal(terms.weight)}
+    of_checkpoint |= {"n_train": len(whole.train_batch), "n_final": content.drifts["sample_id"].nunique()}
     return pd.DataFrame([{**probe.keys, **row, **of_checkpoint, "v_norm": v_norms[row["segment"]]} for row in rows])
 
 
 def terms_of(content: Tables, options: Options) -> Terms:
     """Coefficients and weights: as stored, or of the objective and parameters of the options."""
-    if not _changed(options):
+    if not options.changed:
         stored = content.scores["coefficient"].to_numpy(), content.scores["weight"].to_numpy()
         return Terms(*stored, np.full(len(content.scores), math.nan))
     about = content.metadata
@@ -110,77 +121,9 @@ def terms_of(content: Tables, options: Options) -> Terms:
     return reweight(content.scores, objective, about["step"])
 
 
-def _changed(options: Options) -> bool:
-    return options.objective is not None or bool(options.parameters)
-
-
 def _equal(weight: np.ndarray) -> bool:
     """Whether all weights are the same but for rounding."""
     return bool(np.ptp(weight) <= 1e-9 * np.abs(weight).max())
-
-
-def batch_dots(
-    scores: pd.DataFrame, coefficient: np.ndarray, masks: Mapping[str, np.ndarray], n_B: pd.Series
-) -> dict[str, np.ndarray]:
-    """⟨v, gradient of the mini-batch's own mean loss⟩ of each component, in the order of `n_B`."""
-    batch = pd.Index(n_B.index).get_indexer(scores["batch"])
-    terms = -coefficient * scores["score"].to_numpy(np.float64)
-    scale_B = n_B.sum() / n_B.to_numpy()
-    return {name: np.bincount(batch[mask], terms[mask], minlength=len(n_B)) * scale_B for name, mask in masks.items()}
-
-
-class Part(NamedTuple):
-    """What the reverse pass measured of a component in a segment, by mini-batch."""
-
-    dot: np.ndarray
-    norm: np.ndarray
-    adamw: np.ndarray
-    v_norm: float
-
-
-class Reverse(NamedTuple):
-    """Measured parts by (component, segment), the whole under ALL; ‖v‖ of the segments."""
-
-    parts: dict[tuple[str, str], Part]
-    v_norms: dict[str, float]
-
-    @classmethod
-    def of(cls, content: Tables, n_B: pd.Series, partition: Mapping[str, Sequence[str]]) -> Reverse:
-        """Joins the units that were measured (embeddings, single layers, head) to the segments of `partition`.
-
-        The gradients of different units have no parameter in common, so inner products and squared norms add up.
-        """
-        measured = _measured(content.batches, n_B)
-        squares = {unit: norm**2 for unit, norm in content.metadata["v_norms"].items()}
-        v_norms = {name: math.sqrt(sum(squares.get(unit, 0.0) for unit in held)) for name, held in partition.items()}
-        whole = math.sqrt(squares[ALL])
-        parts = {}
-        for component in dict.fromkeys(component for component, _ in measured):
-            for segment, held in {ALL: [ALL], **partition}.items():
-                found = [measured[component, unit] for unit in held if (component, unit) in measured]
-                parts[component, segment] = _join(found, len(n_B), v_norms.get(segment, whole))
-        return cls(parts, v_norms)
-
-
-def _measured(batches: pd.DataFrame, n_B: pd.Series) -> dict[tuple[str, str], pd.DataFrame]:
-    """Rows of the reverse pass by (component, unit), mini-batches in the order of `n_B`."""
-    rows = batches[(batches["set"] == "train") & batches["grad_norm"].notna()]
-    groups = rows.groupby(["component", "segment"], sort=False)
-    return {
-        (str(component), str(unit)): group.set_index("batch").reindex(n_B.index) for (component, unit), group in groups
-    }
-
-
-def _join(units: Sequence[pd.DataFrame], count: int, v_norm: float) -> Part:
-    """The sum over units, by mini-batch."""
-
-    def total(values: Iterable[pd.Series]) -> np.ndarray:
-        return np.asarray(sum(values, np.zeros(count)))
-
-    squares = total(unit["grad_norm"] ** 2 for unit in units)
-    return Part(
-        total(unit["dot"] for unit in units), np.sqrt(squares), total(unit["dot_adamw"] for unit in units), v_norm
-    )
 
 
 def _partition(content: Tables, options: Options) -> Mapping[str, Sequence[str]]:
@@ -190,30 +133,120 @@ def _partition(content: Tables, options: Options) -> Mapping[str, Sequence[str]]
     return partition
 
 
-def keep_masks(reverse: Reverse, names: Sequence[str], options: Options) -> dict[str, np.ndarray]:
-    """Mini-batches that are no outliers, per component: the same for all unless `per_component`."""
-    masks = {}
-    for name in names:
-        own = name if options.per_component and (name, ALL) in reverse.parts else "TOT"
-        norm = np.asarray(reverse.parts[own, ALL].norm)
-        q1, q3 = np.quantile(norm, [0.25, 0.75])
-        masks[name] = norm <= q3 + options.fence * (q3 - q1)
-    return masks
+# --------------------------------------------------------------------------------- G of the whole model, both sides
 
 
-def _row(
-    dots_B: np.ndarray, part: Part | None, n_B: pd.Series, keep_B: np.ndarray, options: Options
-) -> dict[str, float]:
-    """G with its interval and tests; mean cosine and mean norm of mini-batches, nan where none was measured."""
-    weights, dots = n_B.to_numpy(np.float64)[keep_B], dots_B[keep_B]
-    row = {"G": _mean(dots, weights), **bootstrap(dots, weights, options.level, options.seed)}
-    row |= {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots)}
-    if part is None:
-        return {**row, "cosine": math.nan, "grad_norm": math.nan, "G_adamw": math.nan}
-    bound = part.norm[keep_B] * part.v_norm
-    cosine = np.divide(dots, bound, out=np.zeros_like(bound), where=bound > 0)
-    measured = {"cosine": cosine, "grad_norm": part.norm[keep_B], "G_adamw": part.adamw[keep_B]}
-    return {**row, **{name: _mean(values, weights) for name, values in measured.items()}}
+class Whole(NamedTuple):
+    """G of every component of the whole model: by sample of D, by response of D′, by mini-batch of D."""
+
+    train: dict[str, Side]  # of pairs, or of roll-outs in tokens
+    final: dict[str, Side]  # of responses; only of components that have drifts
+    adamw: dict[str, Side]  # ⟨v, P⁻¹∇L⟩ by sample of D; nan without optimizer state
+    train_batch: np.ndarray  # the place in `n_B` of each sample's mini-batch
+    final_batch: np.ndarray  # the id of each response's mini-batch
+    n_B: pd.Series  # pairs or tokens by mini-batch
+    dots: dict[str, np.ndarray]  # ⟨v, gradient of the mini-batch's own mean loss⟩
+
+    @classmethod
+    def of(cls, content: Tables, coefficient: np.ndarray, masks: Mapping[str, np.ndarray], options: Options) -> Whole:
+        """Raises InputError where the two sides do not give the same G."""
+        scores, n_B = content.scores, batch_sizes(content.scores)
+        place = pd.Index(n_B.index).get_indexer(scores["batch"])
+        sample, ids = pd.factorize(scores["sample_id"])
+        pairs = set(scores["role"]) <= set(PAIR_ROLES)
+        sizes = np.ones(len(ids)) if pairs else np.bincount(sample).astype(np.float64)
+        batch = np.zeros(len(ids), dtype=np.int64)
+        batch[sample] = place
+        terms = -coefficient * n_B.sum()
+
+        def sides(column: str) -> dict[str, Side]:
+            values = terms * scores[column].to_numpy(np.float64)
+            return {
+                name: Side(np.bincount(sample[m], values[m], minlength=len(ids)), sizes) for name, m in masks.items()
+            }
+
+        train = sides("score")
+        dots = {
+            name: np.bincount(batch, side.sums, minlength=len(n_B)) / n_B.to_numpy() for name, side in train.items()
+        }
+        final, final_batch = ({}, np.zeros(0)) if options.changed else _final_sides(content.drifts)
+        whole = cls(
+            train, {n: final[n] for n in masks if n in final}, sides("score_adamw"), batch, final_batch, n_B, dots
+        )
+        if whole.final:
+            whole.require_equal_sides(content.metadata)
+        return whole
+
+    def require_equal_sides(self, about: Mapping[str, Any]) -> None:
+        """InputError where the scores of D and the drifts of D′ are of different samples."""
+        train, final = self.train["TOT"].mean, self.final["TOT"].mean
+        floor = 0.01 * about["v_norms"][ALL] * about["u_norms"]["TOT"][ALL]
+        if not abs(train - final) <= AGREE * max(abs(train), abs(final), floor):
+            raise InputError(
+                f"{about['objective']}, step {about['step']}: the scores of D give G = {train:.6g}, the drifts of D′ "
+                f"{final:.6g}: they are of other samples; probe this checkpoint again"
+            )
+
+    def row(self, name: str, kept: Kept, options: Options) -> dict[str, Any]:
+        """G of one component with its interval and tests."""
+        keep_B, final = kept.train_B(name), self.final.get(name)
+        keep = keep_B[self.train_batch]
+        found = interval(self.train[name].kept(keep), final, kept.final, options.level, options.seed)
+        dots, adamw = self.dots[name][keep_B], self.adamw[name].kept(keep).mean
+        tests = {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots), "G_adamw": adamw}
+        outliers = kept.final_outliers if final is not None else 0
+        about = {"two_way": final is not None, "resolved": found.resolved, "n_final_outliers": outliers}
+        return {**found._asdict(), **about, **tests}
+
+
+def _final_sides(drifts: pd.DataFrame) -> tuple[dict[str, Side], np.ndarray]:
+    """The responses of D′, by component, and their mini-batches."""
+    response, ids = pd.factorize(drifts["sample_id"])
+    batch = np.zeros(len(ids), dtype=np.int64)
+    batch[response] = drifts["batch"]
+    sums = {
+        name.removeprefix("drift_"): np.bincount(response, drifts[name].to_numpy(np.float64))
+        for name in DRIFTS
+        if name in drifts
+    }
+    sums["NEG"] = sums["TOT"] - sums["POS"]
+    if "TOP" in sums:
+        sums["BOT"] = sums["TOT"] - sums["TOP"] - sums["MID"]
+    return {name: Side(values, np.ones(len(ids))) for name, values in sums.items()}, batch
+
+
+class Kept(NamedTuple):
+    """What is no outlier: mini-batches of D, by component, and responses of D′."""
+
+    train: dict[str, np.ndarray]
+    final: np.ndarray  # by response
+    final_outliers: int  # mini-batches of D′
+
+    @classmethod
+    def everything(cls, whole: Whole) -> Kept:
+        """Nothing is left out."""
+        train = dict.fromkeys(whole.train, np.ones(len(whole.n_B), dtype=bool))
+        return cls(train, np.ones(len(whole.final_batch), dtype=bool), 0)
+
+    @classmethod
+    def of(cls, content: Tables, reverse: Reverse, whole: Whole, options: Options) -> Kept:
+        """By the norms of mini-batches: of TOT for all components unless `per_component`, and of the NLL of D′."""
+        train = {}
+        for name in whole.train:
+            own = name if options.per_component and (name, ALL) in reverse.parts else "TOT"
+            train[name] = within_fence(reverse.parts[own, ALL].norm, options.fence)
+        final = content.batches.query("set == 'final'").set_index("batch")["grad_norm"]
+        inside = pd.Series(within_fence(final.to_numpy(), options.fence), final.index)
+        return cls(train, inside.reindex(whole.final_batch).to_numpy(bool), int((~inside).sum()))
+
+    def train_B(self, name: str) -> np.ndarray:
+        """Mini-batches of D that stay."""
+        return self.train[name]
+
+    def counts(self, name: str) -> dict[str, int]:
+        """How many mini-batches of D stay and leave."""
+        keep = self.train[name]
+        return {"n_batches": int(keep.sum()), "n_outliers": int((~keep).sum())}
 
 
 def _sign_test(dots: np.ndarray) -> float:
@@ -222,41 +255,39 @@ def _sign_test(dots: np.ndarray) -> float:
     return float(binomtest(int(signs.sum()), len(signs)).pvalue) if len(signs) else 1.0
 
 
+# -------------------------------------------------------------------------------------- norms and segments, D alone
+
+
+def _norms(dots_B: np.ndarray, part: Part | None, n_B: pd.Series, keep_B: np.ndarray) -> dict[str, float]:
+    """Mean cosine and mean norm of the mini-batches that were measured, and the norm of the whole gradient."""
+    if part is None:
+        return {"cosine": math.nan, "grad_norm": math.nan, "u_norm": math.nan}
+    keep = keep_B & np.isfinite(part.norm)
+    weights, bound = n_B.to_numpy(np.float64)[keep], part.norm[keep] * part.v_norm
+    cosine = np.divide(dots_B[keep], bound, out=np.zeros_like(bound), where=bound > 0)
+    means = {"cosine": _mean(cosine, weights), "grad_norm": _mean(part.norm[keep], weights)}
+    return {**means, "u_norm": part.u_norm}
+
+
+def _segment_row(part: Part, n_B: pd.Series, keep_B: np.ndarray, options: Options) -> dict[str, Any]:
+    """G of a component in a segment, over the mini-batches of D that were measured; the interval is over D alone."""
+    keep = keep_B & np.isfinite(part.dot)
+    weights = n_B.to_numpy(np.float64)[keep]
+    side = Side(part.dot[keep] * weights, weights)
+    found = interval(side, level=options.level, seed=options.seed)._replace(samples_needed=math.nan)
+    tests = {"share_positive": float((part.dot[keep] > 0).mean()), "sign_p": _sign_test(part.dot[keep])}
+    about = {"two_way": False, "resolved": found.resolved, "n_final_outliers": 0, "G_adamw": math.nan}
+    return {**found._asdict(), **about, **tests} | _norms(part.dot, part, n_B, keep)
+
+
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values @ weights / weights.sum()) if weights.sum() > 0 else math.nan
 
 
-def bootstrap(dots_B: np.ndarray, weights_B: np.ndarray, level: float, seed: int) -> dict[str, float]:
-    """Percentile interval of Σ n·dot / Σ n over resampled mini-batches, and the two-sided p of the hypothesis G = 0.
-
-    p is twice the smaller share of resampled G beyond 0, at least 2 / (draws + 1).
-    """
-    if not len(dots_B):
-        return {"G_low": math.nan, "G_high": math.nan, "p_value": math.nan}
-    draws = _draws(len(dots_B), seed)
-    resampled = (draws @ (dots_B * weights_B)) / (draws @ weights_B)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    return {"G_low": float(low), "G_high": float(high), "p_value": min(1.0, 2 * (beyond + 1) / (DRAWS + 1))}
-
-
-@functools.lru_cache(maxsize=8)
-def _draws(count: int, seed: int) -> np.ndarray:
-    """How often each mini-batch is in each bootstrap sample; the same for all components, so that they pair."""
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=DRAWS)
-    return draws.astype(np.float64)
-
-
-def _labels(component: str, segment: str, filtered: bool, keep_B: np.ndarray, difference: float) -> dict[str, Any]:
-    counts = {"n_batches": int(keep_B.sum()), "n_outliers": int((~keep_B).sum())}
-    labels = {"component": component, "segment": segment, "filtered": filtered}
-    return {**labels, **counts, "reverse_forward_rel_diff": difference}
-
-
-def _difference(content: Tables, keep_B: np.ndarray | None) -> float:
+def _difference(content: Tables, keep_B: np.ndarray) -> float:
     """Forward against reverse total of the objective that was probed, relative as in `probe.gradients`."""
     rows = content.batches.query("set == 'train' and component == 'TOT' and segment == @ALL").sort_values("batch")
-    rows = rows if keep_B is None else rows[np.asarray(keep_B)]
+    rows = rows[keep_B].dropna(subset="dot")
     n = rows["n"].to_numpy(np.float64)
     reverse, forward = _mean(rows["dot"].to_numpy(), n), _mean(rows["dot_forward"].to_numpy(), n)
     floor: float = 0.01 * content.metadata["v_norms"][ALL] * _mean(rows["grad_norm"].to_numpy(), n)
@@ -267,6 +298,9 @@ def _loss(content: Tables) -> float:
     """The objective's mean loss on D."""
     rows = content.batches.query("set == 'train' and component == 'TOT' and segment == @ALL")
     return _mean(rows["loss"].to_numpy(), rows["n"].to_numpy(np.float64))
+
+
+# ------------------------------------------------------------------------------------------------ all checkpoints
 
 
 def tabulate(probes: Sequence[Probe], options: Options = OPTIONS) -> pd.DataFrame:

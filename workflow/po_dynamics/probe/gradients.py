@@ -1,4 +1,4 @@
-"""Rows of `batches.parquet`: each mini-batch in reverse mode, checked against forward mode and plain autograd."""
+"""Gradients of mini-batches in reverse mode, and their rows of `batches.parquet`, checked against forward mode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,19 @@ from po_dynamics.dynamics.segments import ALL, units
 from po_dynamics.dynamics.tables import COLUMNS
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import Batch
-from po_dynamics.probe.token_scores import Direction, component_gradients, dot, oracle
+from po_dynamics.probe.token_scores import (
+    Direction,
+    Sums,
+    add_gradients,
+    added,
+    dot,
+    measure_gradients,
+    no_sums,
+    oracle,
+)
 
 SIGNS, GROUPS = ("POS", "NEG"), ("TOP", "MID", "BOT")
-SEPARATE = (("TOT",), SIGNS, (*SIGNS, *GROUPS))
-# Telling chosen from rejected sequences apart is free; telling signs of advantages apart costs a backward more.
-DEFAULT_SEPARATE = {"offline": SIGNS, "online": ("TOT",)}
+SEPARATE = (SIGNS, (*SIGNS, *GROUPS))
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: math.inf}  # bf16 is for studying its errors
 
 
@@ -40,15 +47,22 @@ class MiniBatch:
     masks: Mapping[str, np.ndarray]  # by component
 
 
+class Measured(NamedTuple):
+    """Of one mini-batch: gradients by component and parameter (None: all 0), and its rows."""
+
+    sums: Sums
+    rows: list[dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Gradients:
-    """Measures the gradient of each mini-batch of one model along v (and, as second direction, P⁻¹v).
+    """Makes the gradient of each mini-batch of one model, by component, and measures it along v.
 
-    `separate` names the components whose gradients are made one by one; only these have norms and segments.
+    `separate` names the components whose gradients are made one by one.
     """
 
     model: PreTrainedModel
-    directions: Sequence[Direction]
+    direction: Direction
     separate: tuple[str, ...]
     temperature: float
     tolerance: float
@@ -59,9 +73,24 @@ class Gradients:
                 f"probe: separate is {self.separate!r}, but must be one of {', '.join(map(str, SEPARATE))}"
             )
 
-    def rows(self, mini: MiniBatch, audit: bool) -> list[dict[str, Any]]:
-        """One row per component and segment; InputError where the passes disagree by more than the tolerance."""
-        measured, inner = self._measured(mini)
+    def measure(self, mini: MiniBatch, whole: bool, audit: bool) -> Measured:
+        """Gradients of a mini-batch and its rows: one per component and segment, or only the norm of TOT.
+
+        Raises:
+            InputError: where the passes disagree by more than the tolerance.
+        """
+        sums = no_sums(self.model, len(self.separate))
+        coefficients = [spread(mini.coefficient * mini.masks[name], mini.inputs) for name in self.separate]
+        add_gradients(self.model, mini.inputs, coefficients, sums, self.temperature)
+        rows = self._rows(mini, sums, audit) if whole else [self._norm(mini, sums)]
+        return Measured(sums, [{"batch": mini.batch, "set": "train", "n": mini.n, **row} for row in rows])
+
+    def _norm(self, mini: MiniBatch, sums: Sums) -> dict[str, Any]:
+        total = torch.nn.utils.get_total_norm(list(added(sums[: len(SIGNS)])))
+        return {"component": "TOT", "segment": ALL, "grad_norm": float(total), "loss": mini.loss}
+
+    def _rows(self, mini: MiniBatch, sums: Sums, audit: bool) -> list[dict[str, Any]]:
+        measured, inner = self._measured(sums)
         floor = 0.01 * self.v_norm * math.sqrt(measured["TOT"][1].sum())
         audits = self._audit(mini) if audit else {}
         rows: list[dict[str, Any]] = []
@@ -72,54 +101,46 @@ class Gradients:
             row |= {"loss": mini.loss if name == "TOT" else math.nan, "audit_dot": audits.get(name, math.nan)}
             row["inner"] = inner if name == "TOT" else math.nan
             if name in measured:
-                dots_KU, squares_U = measured[name]
-                row |= _numbers(dots_KU.sum(1), squares_U.sum())
+                dots_U, squares_U = measured[name]
+                row |= _numbers(dots_U.sum(), squares_U.sum())
                 rows += [
-                    {"component": name, "segment": unit, **_numbers(dots_KU[:, u], squares_U[u])}
+                    {"component": name, "segment": unit, **_numbers(dots_U[u], squares_U[u])}
                     for u, unit in enumerate(self.units)
                 ]
-            row["rel_diff"] = _difference(row["dot"], forward, floor)
+            row["rel_diff"] = relative_difference(row["dot"], forward, floor)
             self._check(row, floor, mini.batch)
             rows.append(row)
-        return [{"batch": mini.batch, "set": "train", "n": mini.n, **row} for row in rows]
+        return rows
 
     @functools.cached_property
     def v_norm(self) -> float:
-        return norms(self.directions[0])[ALL]
+        return norms(self.direction)[ALL]
 
     @functools.cached_property
     def units(self) -> list[str]:
         """Segments that are stored, in module order."""
-        return list(dict.fromkeys(units(list(self.directions[0]))))
+        return list(dict.fromkeys(units(list(self.direction))))
 
     @functools.cached_property
     def unit_index_P(self) -> Tensor:
         """The place in `units` of every parameter."""
-        return torch.tensor([self.units.index(unit) for unit in units(list(self.directions[0]))])
+        return torch.tensor([self.units.index(unit) for unit in units(list(self.direction))])
 
-    def _measured(self, mini: MiniBatch) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
-        """⟨direction, g⟩ (K, U) and ‖g‖² (U,) of every component of its own and of TOT; ⟨g_POS, g_NEG⟩."""
-        signs = [name for name in self.separate if name not in GROUPS]
-        part = self._own(mini, signs)
-        dots_CKU, squares_CU = self._by_unit(part.dots_CKP), self._by_unit(part.squares_CP)
-        measured = {name: (dots_CKU[c], squares_CU[c]) for c, name in enumerate(signs)}
-        measured["TOT"] = (dots_CKU.sum(0), self._by_unit(part.total_squares_P))
-        if GROUPS[0] in self.separate:
-            for name in GROUPS:  # one by one: the memory of one gradient
-                group = self._own(mini, [name])
-                measured[name] = (self._by_unit(group.dots_CKP)[0], self._by_unit(group.squares_CP)[0])
-        return measured, float(part.inner_P.sum()) if len(signs) > 1 else math.nan
-
-    def _own(self, mini: MiniBatch, names: Sequence[str]) -> Any:
-        coefficients = {name: self._spread(mini, mini.masks[name]) for name in names}
-        return component_gradients(self.model, mini.inputs, coefficients, self.directions, self.temperature)
-
-    def _spread(self, mini: MiniBatch, mask: np.ndarray) -> Tensor:
-        """Coefficients of a component as (B, T)."""
-        mask_BT = mini.inputs.loss_mask_BT
-        c_BT = torch.zeros(mask_BT.shape, dtype=next(self.model.parameters()).dtype, device=mask_BT.device)
-        c_BT[mask_BT] = torch.from_numpy(mini.coefficient * mask).to(c_BT)
-        return c_BT.to(torch.promote_types(c_BT.dtype, torch.float32))
+    def _measured(self, sums: Sums) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], float]:
+        """⟨v, g⟩ and ‖g‖² by unit (U,) of every component of its own and of TOT; ⟨g_POS, g_NEG⟩."""
+        named = list(self.model.named_parameters())
+        signs = measure_gradients(sums[: len(SIGNS)], named, self.direction)
+        groups = measure_gradients(sums[len(SIGNS) :], named, self.direction)
+        parts = [
+            *zip(signs.dots_CP, signs.squares_CP, strict=True),
+            *zip(groups.dots_CP, groups.squares_CP, strict=True),
+        ]
+        measured = dict(zip(self.separate, parts, strict=True))
+        measured["TOT"] = (signs.dots_CP.sum(0), signs.total_squares_P)
+        by_unit = {
+            name: (self._by_unit(dots_P), self._by_unit(squares_P)) for name, (dots_P, squares_P) in measured.items()
+        }
+        return by_unit, float(signs.inner_P.sum())
 
     def _by_unit(self, values: Tensor) -> np.ndarray:
         """(…, P) → (…, U)."""
@@ -127,15 +148,16 @@ class Gradients:
         return zeros.index_add(-1, self.unit_index_P, values).numpy()
 
     def _audit(self, mini: MiniBatch) -> dict[str, float]:
-        direction = self.directions[:1]
         return {
-            name: oracle(self.model, mini.inputs, self._spread(mini, mask), direction, self.temperature)[0]
+            name: oracle(
+                self.model, mini.inputs, spread(mini.coefficient * mask, mini.inputs), self.direction, self.temperature
+            )
             for name, mask in mini.masks.items()
         }
 
     def _check(self, row: Mapping[str, Any], floor: float, batch: int) -> None:
         audit = row["audit_dot"]
-        audited = 0.0 if math.isnan(audit) else _difference(audit, row["dot_forward"], floor)
+        audited = 0.0 if math.isnan(audit) else relative_difference(audit, row["dot_forward"], floor)
         worst = max(row["rel_diff"], audited)
         if not worst <= self.tolerance:
             raise InputError(
@@ -145,17 +167,34 @@ class Gradients:
             )
 
 
-def _numbers(dots_K: np.ndarray, square: float) -> dict[str, float]:
-    return {
-        "dot": float(dots_K[0]),
-        "grad_norm": math.sqrt(max(float(square), 0.0)),
-        "dot_adamw": float(dots_K[1]) if len(dots_K) > 1 else math.nan,
-    }
+def spread(values: np.ndarray, batch: Batch) -> Tensor:
+    """Numbers per response token, row by row, as float64 (B, T): 0 outside the loss mask."""
+    mask_BT = batch.loss_mask_BT
+    spread_BT = torch.zeros(mask_BT.shape, dtype=torch.float64, device=mask_BT.device)
+    spread_BT[mask_BT] = torch.from_numpy(values).to(spread_BT)
+    return spread_BT
 
 
-def _difference(a: float, b: float, floor: float) -> float:
+def _numbers(dot: float, square: float) -> dict[str, float]:
+    return {"dot": float(dot), "grad_norm": math.sqrt(max(float(square), 0.0))}
+
+
+def relative_difference(a: float, b: float, floor: float) -> float:
     """|a − b| relative to the larger of them, or to a hundredth of ‖v‖·‖∇L‖ where both are tiny beside it."""
     return abs(a - b) / max(abs(a), abs(b), floor, math.ulp(0.0)) if a != b else 0.0
+
+
+def require_equal_sides(name: str, train: float, final: float, bound: float, tolerance: float) -> None:
+    """InputError where the scores of D and the drifts of D′ give different G, by more than `tolerance`.
+
+    The difference is relative to the larger of both, or to 1 % of `bound`, ‖v‖·‖u‖.
+    """
+    difference = relative_difference(train, final, 0.01 * bound)
+    if not difference <= tolerance:
+        raise InputError(
+            f"probe: {name}: the scores of D give G = {train:.8g}, the drifts of D′ {final:.8g}: a difference of "
+            f"{difference:.1e} > {tolerance:.0e}; probe in float64, and report the model if that does not help"
+        )
 
 
 def norms(direction: Direction) -> dict[str, float]:

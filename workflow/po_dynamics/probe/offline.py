@@ -20,10 +20,10 @@ def probe_offline(run: ProbedRun, rewards: Path | None = None) -> None:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
     folders, final = open_inputs(run)
-    n, seed, batch_size = run.draws
+    n, seed = run.settings.samples.train, run.settings.seed
     reference = run.load(run.reference)
     max_length = usable_length(reference, run.training["max_length"])
-    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, batch_size, max_length, rewards)
+    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, run.batch_size, max_length, rewards)
     train: list[Sample] = []
 
     def draw(_: Path) -> list[Sample]:

@@ -19,11 +19,11 @@ def probe_online(run: ProbedRun, reward: str | Path) -> None:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
     folders, final = open_inputs(run)
-    n, seed, batch_size = run.draws
+    n, seed = run.settings.samples.train, run.settings.seed
 
     def draw(folder: Path) -> list[Sample]:
         sources = Sources(folder, reward, run.reference, run.preferences)
-        return rollout_samples(fresh_rollouts(sources, n, run.training, seed, run.objective), batch_size)
+        return rollout_samples(fresh_rollouts(sources, n, run.training, seed, run.objective), run.batch_size)
 
     models = [*folders, *([reward] if isinstance(reward, Path) else [])]
     signature = signature_of(run, models) | {"training": dict(run.training), "reward": str(reward)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,10 +53,10 @@ class ProbedRun:
     final_set: str = "heldout"
 
     @property
-    def draws(self) -> tuple[int, int, int]:
-        """Samples of D and of D′ each, the seed of their choice, and the size of their mini-batches."""
-        settings, family = self.settings, self.objective.family
-        return settings.samples, settings.seed, getattr(settings.batch_size, family)
+    def batch_size(self) -> int:
+        """Samples of a mini-batch, of D and of D′."""
+        size: int = getattr(self.settings.batch_size, self.objective.family)
+        return size
 
     def load(self, folder: Path) -> PreTrainedModel:
         """A model in the precision of the probe, with the attention that forward mode needs."""
@@ -69,9 +70,8 @@ def open_inputs(run: ProbedRun) -> tuple[list[Path], list[Sample]]:
         there = ", ".join(sorted(path.name for path in run.checkpoints.glob("step-*"))) or "none"
         raise InputError(f"{missing[0]} does not exist (checkpoints there: {there})")
     check_folders(folders, run.reference)
-    n, seed, batch_size = run.draws
-    tokenizer = load_tokenizer(run.reference)
-    final = read_final(run.final_responses, tokenizer, n, seed, batch_size)
+    tokenizer, settings = load_tokenizer(run.reference), run.settings
+    final = read_final(run.final_responses, tokenizer, settings.samples.final, settings.seed, run.batch_size)
     check_samples(final, len(tokenizer), context_length(AutoConfig.from_pretrained(run.reference)))
     return folders, final
 
@@ -145,9 +145,10 @@ def _probe_one(
     options = Options(
         temperature=temperature,
         separate=settings.separate,
+        norms=None if settings.norms is None else math.ceil(settings.norms / run.batch_size),
         audits=settings.audits,
         tolerance=settings.tolerance,
-        scales=scales,
+        scales=scales if settings.predict else None,
         seed=settings.seed,
     )
     pieces = Pieces(run.state / f".{folder.name}.pieces", key=_digest(train, final))

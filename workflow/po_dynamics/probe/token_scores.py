@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class TokenScores(NamedTuple):
 class ComponentGradients(NamedTuple):
     """float64, by parameter: ⟨direction, g⟩, ‖g‖², ‖Σ_c g_c‖², and Σ ⟨g_a, g_b⟩ over pairs of components."""
 
-    dots_CKP: Tensor
+    dots_CP: Tensor
     squares_CP: Tensor
     total_squares_P: Tensor
     inner_P: Tensor
@@ -168,24 +168,20 @@ def nll_gradient(model: PreTrainedModel, batch: Batch, scale: float = 1.0) -> tu
     return gradient, nll_B
 
 
-def component_gradients(
-    model: PreTrainedModel,
-    batch: Batch,
-    coefficients: Mapping[str, Tensor],
-    directions: Sequence[Direction],
-    temperature: float = 1.0,
-) -> ComponentGradients:
-    """Gradients of −Σ c_t log π(y_t), one per component, measured and dropped.
+Sums = list[list[Tensor | None]]  # gradients by component and parameter; None where nothing was added yet
+
+
+def add_gradients(
+    model: PreTrainedModel, batch: Batch, coefficients_CBT: Sequence[Tensor], sums: Sums, temperature: float = 1.0
+) -> None:
+    """Adds the gradients of −Σ c_t log π(y_t), one per component, to `sums`.
 
     Sequences run in parts of similar length. A sequence of one component only (chosen or rejected) is differentiated
-    once; where a sequence has tokens of several (signs of an advantage) they share the forward pass. `coefficients` are
-    (B, T), the mini-batch's normalisation included. Memory: a gradient per component and the activations of a part. The
-    model's own `.grad` is put back afterwards.
+    once; where a sequence has tokens of several (signs of an advantage) they share the forward pass. Memory: a gradient
+    per component and the activations of a part. The model's own `.grad` is put back afterwards.
     """
-    present_CB = torch.stack([(c_BT != 0).any(1) for c_BT in coefficients.values()]).cpu()
-    named = list(model.named_parameters())
-    weights, values = [weight for _, weight in named], list(coefficients.values())
-    sums: list[list[Tensor | None]] = [[None] * len(weights) for _ in values]
+    present_CB = torch.stack([(c_BT != 0).any(1) for c_BT in coefficients_CBT]).cpu()
+    weights = list(model.parameters())
     with own_gradients(weights), evaluating(model):
         for present in present_CB.unique(dim=1).T:
             same = (present_CB == present.unsqueeze(1)).all(0).nonzero().flatten().tolist()
@@ -194,30 +190,39 @@ def component_gradients(
                 part = select(batch, rows)
                 logps_BT = logps(model, part, temperature)
                 for c in held:
-                    c_BT = values[c][rows][:, : logps_BT.shape[1]]
+                    c_BT = coefficients_CBT[c][rows][:, : logps_BT.shape[1]]
                     set_gradients(weights, sums[c])
                     (-(c_BT * logps_BT).sum()).backward(retain_graph=c != held[-1])
                     sums[c] = [weight.grad for weight in weights]
-    return _measure(sums, named, directions)
 
 
-def _measure(
-    sums: list[list[Tensor | None]], named: Sequence[tuple[str, Tensor]], directions: Sequence[Direction]
-) -> ComponentGradients:
+def no_sums(model: PreTrainedModel, components: int) -> Sums:
+    """Empty sums for `add_gradients`."""
+    count = sum(1 for _ in model.parameters())
+    return [[None] * count for _ in range(components)]
+
+
+def added(sums: Sums) -> Iterator[Tensor]:
+    """The sum of all components, parameter by parameter; parameters that have no gradient are left out."""
+    for gradients in zip(*sums, strict=True):
+        present = [gradient for gradient in gradients if gradient is not None]
+        if present:
+            yield sum(present[1:], present[0])
+
+
+def measure_gradients(sums: Sums, named: Sequence[tuple[str, Tensor]], direction: Direction) -> ComponentGradients:
+    """Norms and inner products of gradients, by component and parameter."""
     zero = torch.zeros((), dtype=torch.float64, device=named[0][1].device)
     columns = []
     for p, (name, _) in enumerate(named):
         gradients = [part[p] for part in sums]
-        dots = [zero if g is None else dot(g, d[name]) for g in gradients for d in directions]
+        dots = [zero if g is None else dot(g, direction[name]) for g in gradients]
         squares = [zero if g is None else dot(g, g) for g in gradients]
         cross = [dot(a, b) for i, a in enumerate(gradients) for b in gradients[:i] if a is not None and b is not None]
         columns.append(torch.stack([*dots, *squares, sum(cross, zero)]))
     table = torch.stack(columns, 1).cpu()
-    count = len(sums) * len(directions)
-    inner_P, squares_CP = table[-1], table[count:-1]
-    return ComponentGradients(
-        table[:count].reshape(len(sums), len(directions), -1), squares_CP, squares_CP.sum(0) + 2 * inner_P, inner_P
-    )
+    dots_CP, squares_CP, inner_P = table[: len(sums)], table[len(sums) : -1], table[-1]
+    return ComponentGradients(dots_CP, squares_CP, squares_CP.sum(0) + 2 * inner_P, inner_P)
 
 
 def parts(batch: Batch, rows: Sequence[int], cost: float) -> list[list[int]]:
@@ -231,15 +236,11 @@ def call_cost(weights: Sequence[Tensor]) -> float:
 
 
 def oracle(
-    model: PreTrainedModel,
-    batch: Batch,
-    coefficient_BT: Tensor,
-    directions: Sequence[Direction],
-    temperature: float = 1.0,
-) -> list[float]:
+    model: PreTrainedModel, batch: Batch, coefficient_BT: Tensor, direction: Direction, temperature: float = 1.0
+) -> float:
     """⟨direction, ∇L⟩ as one would first write it: the training log-probs, one plain backward, one dot product."""
     with evaluating(model):
         loss = -(coefficient_BT * token_logps(model, batch, temperature)).sum()
         gradient = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
     names = [name for name, _ in model.named_parameters()]
-    return [sum(float(dot(g, d[name])) for name, g in zip(names, gradient, strict=True)) for d in directions]
+    return sum(float(dot(g, direction[name])) for name, g in zip(names, gradient, strict=True))

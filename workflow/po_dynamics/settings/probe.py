@@ -29,17 +29,30 @@ class ProbeFinalSets(Settings):
     """of PPO and its family"""
 
 
+class ProbeSamples(Settings):
+    """How many samples G is the mean of, on each side."""
+
+    train: Annotated[int, Field(ge=2)] = 500
+    """of D: pairs offline, roll-outs online"""
+    final: Annotated[int, Field(ge=2)] = 500
+    """of D′: final responses"""
+
+
 class Probe(Settings):
     """What is measured at every checkpoint of a probed run; see docs/probe.md."""
 
-    samples: Annotated[int, Field(ge=2)] = 500
-    """of D and of D′"""
+    samples: ProbeSamples = ProbeSamples()
+    """how many, of D and of D′"""
     batch_size: ProbeBatches = ProbeBatches()
     """samples of a mini-batch"""
     final_sets: ProbeFinalSets = ProbeFinalSets()
     """prompts of D′"""
-    separate: Distinct[Literal["TOT", "POS", "NEG", "TOP", "MID", "BOT"]] | None = None
-    """components with gradients of their own, and so norms, cosines and segments; null: POS, NEG offline, TOT online"""
+    separate: Distinct[Literal["POS", "NEG", "TOP", "MID", "BOT"]] = ("POS", "NEG")
+    """components with gradients of their own, and so intervals over D′ too, norms, cosines, segments: these or all"""
+    norms: Positive | None = None
+    """samples of D whose mini-batches get norms by component, cosines and segments; null: all"""
+    predict: bool = True
+    """also scores and drifts along AdamW's steps, which the test whether G predicts needs"""
     audits: Count = 2
     """mini-batches that plain autograd checks"""
     precision: Literal["fp32", "fp64"] = "fp32"
