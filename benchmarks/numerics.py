@@ -20,7 +20,7 @@ from po_dynamics.dynamics import tables
 from po_dynamics.dynamics.alignment import Probe, dynamics
 from po_dynamics.models.loading import load_model
 from po_dynamics.objectives.registry import bind
-from po_dynamics.probe.passes import Options, probe, with_reference
+from po_dynamics.probe.passes import Options, Sampling, probe, with_reference
 from po_dynamics.probe.run import DTYPES
 from po_dynamics.probe.samples import Sample, from_frame
 from transformers import PreTrainedModel
@@ -50,7 +50,7 @@ def alignment(
     """G by component."""
     if about["family"] == "offline":
         train = with_reference(train, load(reference, precision), tf32=precision == "tf32")
-    options = Options(temperature=about["temperature"], audits=0, tolerance=np.inf, tf32=precision == "tf32")
+    options = Options(sampling=Sampling(about["temperature"]), audits=0, tolerance=np.inf, tf32=precision == "tf32")
     model = load(checkpoint, precision)
     result = probe(model, train, final, bind(about["objective"], about["parameters"]), about["step"], options)
     table = dynamics(Probe({}, result)).query("segment == 'all' and not filtered")

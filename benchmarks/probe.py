@@ -24,9 +24,8 @@ from po_dynamics.data.preferences import EncodedPair
 from po_dynamics.dynamics.coefficients import component_masks, reweight
 from po_dynamics.models.batches import token_logps
 from po_dynamics.objectives.registry import bind
-from po_dynamics.probe.gradients import Gradients
 from po_dynamics.probe.numerics import exact_arithmetic
-from po_dynamics.probe.passes import Passes, mini_batches, with_reference
+from po_dynamics.probe.passes import Options, Passes, mini_batches, with_reference
 from po_dynamics.probe.samples import Sample, final_samples, pair_samples
 from po_dynamics.storage.pieces import Pieces
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -80,7 +79,7 @@ class Case:
     """One model, family and precision: D, D′, v and the two ways to G."""
 
     def __init__(self, size: str, family: str, count: int, dtype: torch.dtype, separate: tuple[str, ...]) -> None:
-        self.family, self.separate = family, separate
+        self.family = family
         self.model, self.naive_model = build(size, "eager", dtype), build(size, "sdpa", dtype)
         train, final = sample(size, family, count)
         if family == "dpo":
@@ -89,10 +88,11 @@ class Case:
                 for parameter in reference.parameters():
                     parameter.mul_(1.02)
             train = with_reference(train, reference)
-        self.passes = Passes(self.model, train, final, 1.0, Pieces(), "benchmark")
+        options = Options(separate=separate, audits=0, tolerance=1.0)
+        self.passes = Passes(self.model, train, final, options, Pieces(), "benchmark")
         self.passes.bar.disable = True
         with exact_arithmetic(dtype):
-            self.v = self.passes.direction()[0]
+            self.v = self.passes.final_gradient()[0]
         self.objective = bind(family, {"beta": 0.1} if family == "dpo" else {})
         self.tokens = sum(s.length for s in train)
 
@@ -103,11 +103,11 @@ class Case:
 
     def _ours(self, passes: Passes) -> dict[str, float]:
         passes.pieces = Pieces()
-        scores = passes.score([self.v])
+        scores = passes.scores(self.v)
         terms = reweight(scores, self.objective, 0)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
-        gradients = Gradients(self.model, [self.v], self.separate, 1.0, 1.0)
-        passes.measure(gradients, scores, terms.loss, 0, np.random.default_rng(0))
+        u, _ = passes.train_gradients(self.v, scores, terms.loss, np.random.default_rng(0))
+        passes.drifts(u)
         self.table, self.terms = scores, terms
         products = terms.coefficient * scores["score"].to_numpy(np.float64)
         return {name: -float(products[mask].sum()) for name, mask in component_masks(scores, terms.weight).items()}
@@ -174,7 +174,7 @@ def compare(size: str, family: str, count: int, repeats: int, separate: tuple[st
         times["ours"].append(timed(case.ours))
         times["naive"].append(timed(lambda: case.naive(batches)))
         case.passes.pieces = Pieces()
-        times["v"].append(timed(case.passes.direction))
+        times["v"].append(timed(case.passes.final_gradient))
         times["plain"].append(timed(lambda: case.plain(case.model, list(case.passes.final))))
         case.passes.pieces = Pieces()
         times["scores"].append(timed(lambda: case.passes.score([case.v])))
@@ -238,12 +238,12 @@ def main() -> None:
     print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|", flush=True)
     for size in arguments.models:
         for family in ("dpo", "ppo"):
-            for separate in (("TOT",), ("POS", "NEG")):
+            for separate in (("POS", "NEG"), ("POS", "NEG", "TOP", "MID", "BOT")):
                 compare(size, family, arguments.samples, arguments.repeats, separate)
     print("\n| model | D | separate | naive MiB | ours MiB |\n|---|---|---|---|---|")
     for size in arguments.models:
         for family in ("dpo", "ppo"):
-            for separate in (("TOT",), ("POS", "NEG")):
+            for separate in (("POS", "NEG"), ("POS", "NEG", "TOP", "MID", "BOT")):
                 compare_peaks(size, family, separate)
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from po_dynamics.dynamics.intervals import Side, interval, samples_needed
+from po_dynamics.dynamics.intervals import Side, controlled, interval, samples_needed
 
 DIMENSIONS = 20
 
@@ -52,7 +52,8 @@ def test_what_leaves_the_final_side_changes_g_by_what_its_mean_changes():
     train, final = sides(draw(rng, 10, 1, 1), draw(rng, 10, 1, 1))
     keep = np.arange(10) > 2
     expected = train.mean + final.sums[3:].mean() - final.mean
-    assert interval(train, final, keep).G == pytest.approx(expected)
+    of_kept = interval(train, final, keep)
+    assert of_kept.G == pytest.approx(expected)
 
 
 def test_the_samples_needed_are_those_at_which_the_interval_ends_at_zero():
@@ -71,6 +72,22 @@ def test_the_samples_needed_are_those_at_which_the_interval_ends_at_zero():
     assert resolved[0.1] < 0.4
     assert samples_needed(0.0, 1.0) == math.inf
     assert samples_needed(0.5, 1.0) == math.ceil(1.959964**2 * 4)
+
+
+def test_a_control_variate_takes_its_share_of_the_noise_out_and_moves_no_truth():
+    rng = np.random.default_rng(3)
+    sizes, estimates, widths = rng.integers(1, 4, 200).astype(float), [], []
+    for _ in range(200):
+        control = rng.standard_normal(200)
+        plain = Side(0.3 * sizes + 3 * control + rng.standard_normal(200), sizes)
+        side = controlled(plain, control)
+        parts = [controlled(Side(part, sizes), control) for part in (plain.sums * 0.2, plain.sums * 0.8)]
+        assert sum(part.mean for part in parts) == pytest.approx(side.mean)
+        estimates.append(side.mean)
+        widths.append(side.variance / plain.variance)
+    assert np.mean(estimates) == pytest.approx(0.3, abs=0.01)
+    assert np.mean(widths) == pytest.approx(0.1, abs=0.03)
+    assert controlled(plain, np.zeros(200)) is plain
 
 
 def test_no_samples_no_interval():

@@ -19,7 +19,7 @@ from po_dynamics.probe import gradients as probe_gradients
 from po_dynamics.probe import token_scores
 from po_dynamics.probe.numerics import exact_arithmetic
 from po_dynamics.probe.offline import probe_offline
-from po_dynamics.probe.passes import Options, probe, with_reference
+from po_dynamics.probe.passes import Options, Sampling, probe, with_reference
 from po_dynamics.probe.run import ProbedRun
 from po_dynamics.probe.samples import Sample, final_samples, from_frame, pair_samples
 from po_dynamics.settings.probe import Probe as ProbeSettings
@@ -34,7 +34,7 @@ SETTINGS = {
     "samples": {"train": 10, "final": 10},
     "batch_size": {"offline": 3, "online": 4},
     "seed": 0,
-    "separate": ["POS", "NEG"],
+    "separate": {"offline": ["POS", "NEG"]},
 }
 
 
@@ -48,7 +48,7 @@ def test_forward_reverse_and_audit_agree_in_float64(family, online):
     train = rollouts(9) if online else with_reference(pairs(9), tiny(family, seed=1, dtype=torch.float64))
     separate = ("POS", "NEG", "TOP", "MID", "BOT")
     objective = bind("ppo") if online else bind("dpo", {"beta": 0.1})
-    options = Options(separate=separate, audits=99, temperature=0.8 if online else 1)
+    options = Options(separate=separate, audits=99, sampling=Sampling(0.8 if online else 1))
     result = probe(model, train, final(6), objective, options=options)
     assert result.batches["rel_diff"].max() < 1e-10
     whole = result.batches.query("set == 'train' and segment == 'all'")
@@ -114,8 +114,6 @@ def test_adamw_alignment_is_the_dot_product_with_the_preconditioned_gradient():
         expected = sum(float((gradients[0][k] * gradients[1][k] / scales[k]).sum()) for k in names)
     table = dynamics(Probe({}, result)).query("segment == 'all' and not filtered").set_index("component")
     assert table.loc["TOT", "G_adamw"] == pytest.approx(expected, rel=1e-10)
-    assert table.loc["POS", "G_adamw"] + table.loc["NEG", "G_adamw"] == pytest.approx(expected, rel=1e-10)
-    assert result.drifts["drift_adamw"].sum() / 4 == pytest.approx(expected, rel=1e-10)  # both sides
 
 
 def test_a_small_step_of_gradient_descent_moves_tokens_as_their_drift_says():
@@ -443,7 +441,7 @@ def test_other_mistakes_are_named(run, tmp_path):
     with pytest.raises(InputError, match=r"step-7 does not exist .*step-0, step-2"):
         offline(run, tmp_path / "out", tmp_path / "state", steps=[7])
     with pytest.raises(InputError, match="separate is"):
-        offline(run, tmp_path / "out", tmp_path / "state", settings=SETTINGS | {"separate": ["NEG"]})
+        offline(run, tmp_path / "out", tmp_path / "state", settings=SETTINGS | {"separate": {"offline": ["NEG"]}})
 
 
 def test_tables_of_different_probes_are_not_mixed(run, tmp_path):

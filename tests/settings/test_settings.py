@@ -102,7 +102,7 @@ def test_settings_that_are_checked_already_pass():
         (Offline, ONLINE | {"betas": 1}, "configuration key 'here.betas' is unknown; allowed here: batch_size, micro_"),
         (Offline, ONLINE | {"checkpoints": [0, 5]}, "'here.checkpoints' is 5; it must be at most max_steps, 4"),
         (Sft, {"batch_size": 8, "learning_rate": 1}, "'here.max_steps' is None; it must be given, or epochs instead"),
-        (Probe, {"samples": 1}, "configuration key 'here.samples' is 1; it must be at least 2"),
+        (Probe, {"samples": {"train": 1}}, "configuration key 'here.samples.train' is 1; it must be at least 2"),
         (Probe, {"final_sets": {"online": []}}, "'here.final_sets.online' is []; it must be of at least 1 entries"),
         (HubData, {"source": "hub", "sft": {}}, "configuration key 'here.sft.path' is missing"),
         (Model, {"base": {"source": "world", "layer": 1}}, "configuration key 'here.base.layer' is unknown; allowed"),

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from po_dynamics.dynamics.coefficients import PAIR_ROLES, Terms, batch_sizes, component_masks, reweight
-from po_dynamics.dynamics.intervals import Side, interval
+from po_dynamics.dynamics.intervals import Side, controlled, interval
 from po_dynamics.dynamics.reverse import Part, Reverse, within_fence
 from po_dynamics.dynamics.segments import ALL, check, thirds
 from po_dynamics.dynamics.tables import DRIFTS, Tables
@@ -37,7 +37,19 @@ COLUMNS += [
     "reverse_forward_rel_diff",
     "p_value",
 ]
-COLUMNS += ["share_positive", "sign_p", "G_adamw", "loss", "loss_rose", "equal_weights", "u_norm", "v_norm"]
+COLUMNS += [
+    "share_positive",
+    "sign_p",
+    "G_adamw",
+    "G_controlled",
+    "G_controlled_low",
+    "G_controlled_high",
+    "loss",
+    "loss_rose",
+    "equal_weights",
+    "u_norm",
+    "v_norm",
+]
 AGREE = 0.02  # relative, of the two sides of G: looser than any probe's tolerance, tighter than other samples are
 
 
@@ -105,7 +117,8 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
     v_norms = {**reverse.v_norms, ALL: content.metadata["v_norms"][ALL]}
     of_checkpoint = {"loss": _loss(content), "equal_weights": _equal(terms.weight)}
     of_checkpoint |= {"n_train": len(whole.train_batch), "n_final": content.drifts["sample_id"].nunique()}
-    return pd.DataFrame([{**probe.keys, **row, **of_checkpoint, "v_norm": v_norms[row["segment"]]} for row in rows])
+    table = pd.DataFrame([{**probe.keys, **row, **of_checkpoint, "v_norm": v_norms[row["segment"]]} for row in rows])
+    return table.reindex(columns=[column for column in COLUMNS if column != "loss_rose"])
 
 
 def terms_of(content: Tables, options: Options) -> Terms:
@@ -141,7 +154,8 @@ class Whole(NamedTuple):
 
     train: dict[str, Side]  # of pairs, or of roll-outs in tokens
     final: dict[str, Side]  # of responses; only of components that have drifts
-    adamw: dict[str, Side]  # ⟨v, P⁻¹∇L⟩ by sample of D; nan without optimizer state
+    adamw: dict[str, float]  # ⟨v, P⁻¹∇L⟩; of components that have it, nan without optimizer state
+    control: np.ndarray | None  # Σ s_t by roll-out, whose expectation is 0 where the policy itself was sampled
     train_batch: np.ndarray  # the place in `n_B` of each sample's mini-batch
     final_batch: np.ndarray  # the id of each response's mini-batch
     n_B: pd.Series  # pairs or tokens by mini-batch
@@ -162,17 +176,22 @@ class Whole(NamedTuple):
         def sides(column: str) -> dict[str, Side]:
             values = terms * scores[column].to_numpy(np.float64)
             return {
-                name: Side(np.bincount(sample[m], values[m], minlength=len(ids)), sizes) for name, m in masks.items()
+                name: Side(np.bincount(sample[mask], values[mask], minlength=len(ids)), sizes)
+                for name, mask in masks.items()
             }
 
         train = sides("score")
         dots = {
             name: np.bincount(batch, side.sums, minlength=len(n_B)) / n_B.to_numpy() for name, side in train.items()
         }
+        adamw = {name: side.mean for name, side in sides("score_adamw").items()}
         final, final_batch = ({}, np.zeros(0)) if options.changed else _final_sides(content.drifts)
-        whole = cls(
-            train, {n: final[n] for n in masks if n in final}, sides("score_adamw"), batch, final_batch, n_B, dots
-        )
+        final = {name: final[name] for name in masks if name in final}
+        if final and math.isnan(adamw["TOT"]):
+            adamw["TOT"] = content.drifts["drift_adamw"].sum() / len(final_batch)
+        on_policy = not pairs and content.metadata["top_p"] in (None, 1)
+        control = np.bincount(sample, scores["score"]) if on_policy else None
+        whole = cls(train, final, adamw, control, batch, final_batch, n_B, dots)
         if whole.final:
             whole.require_equal_sides(content.metadata)
         return whole
@@ -192,11 +211,21 @@ class Whole(NamedTuple):
         keep_B, final = kept.train_B(name), self.final.get(name)
         keep = keep_B[self.train_batch]
         found = interval(self.train[name].kept(keep), final, kept.final, options.level, options.seed)
-        dots, adamw = self.dots[name][keep_B], self.adamw[name].kept(keep).mean
-        tests = {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots), "G_adamw": adamw}
+        dots = self.dots[name][keep_B]
+        tests = {"share_positive": float((dots > 0).mean()), "sign_p": _sign_test(dots)}
+        if keep.all() and kept.final.all():
+            tests |= {"G_adamw": self.adamw[name], **self._controlled(name, options)}
         outliers = kept.final_outliers if final is not None else 0
         about = {"two_way": final is not None, "resolved": found.resolved, "n_final_outliers": outliers}
         return {**found._asdict(), **about, **tests}
+
+    def _controlled(self, name: str, options: Options) -> dict[str, float]:
+        """G with the control variate, where there is one."""
+        if self.control is None:
+            return {}
+        side = controlled(self.train[name], self.control)
+        found = interval(side, self.final.get(name), level=options.level, seed=options.seed)
+        return {"G_controlled": found.G, "G_controlled_low": found.G_low, "G_controlled_high": found.G_high}
 
 
 def _final_sides(drifts: pd.DataFrame) -> tuple[dict[str, Side], np.ndarray]:
@@ -276,7 +305,7 @@ def _segment_row(part: Part, n_B: pd.Series, keep_B: np.ndarray, options: Option
     side = Side(part.dot[keep] * weights, weights)
     found = interval(side, level=options.level, seed=options.seed)._replace(samples_needed=math.nan)
     tests = {"share_positive": float((part.dot[keep] > 0).mean()), "sign_p": _sign_test(part.dot[keep])}
-    about = {"two_way": False, "resolved": found.resolved, "n_final_outliers": 0, "G_adamw": math.nan}
+    about = {"two_way": False, "resolved": found.resolved, "n_final_outliers": 0}
     return {**found._asdict(), **about, **tests} | _norms(part.dot, part, n_B, keep)
 
 

@@ -48,6 +48,18 @@ class Side(NamedTuple):
         return float(influence.var(ddof=1)) if len(influence) > 1 else math.nan
 
 
+def controlled(side: Side, control_U: np.ndarray) -> Side:
+    """The side with the noise taken out that goes with a control variate, whose expectation is known to be 0.
+
+    By regression of the units' influence on it, so that components that add up still do.
+    """
+    spread = control_U - control_U.mean()
+    if not (spread @ spread) > 0:
+        return side
+    slope = (side.sums - side.mean * side.sizes) @ spread / (spread @ spread)
+    return Side(side.sums - slope * control_U, side.sizes)
+
+
 class Interval(NamedTuple):
     """G, its percentile interval, a two-sided p of G = 0, and how many samples of each side its sign would need."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from po_dynamics.ppo.experience import Sources
 from po_dynamics.ppo.probe_rollouts import fresh_rollouts
+from po_dynamics.probe.passes import Sampling
 from po_dynamics.probe.run import ProbedRun, open_inputs, probe_all, signature_of
 from po_dynamics.probe.samples import Sample, rollout_samples
 
@@ -27,4 +28,5 @@ def probe_online(run: ProbedRun, reward: str | Path) -> None:
 
     models = [*folders, *([reward] if isinstance(reward, Path) else [])]
     signature = signature_of(run, models) | {"training": dict(run.training), "reward": str(reward)}
-    probe_all(run, folders, final, draw, signature, run.training.get("temperature", 1.0))
+    sampling = Sampling(run.training.get("temperature", 1.0), run.training.get("top_p"))
+    probe_all(run, folders, final, draw, signature, sampling)

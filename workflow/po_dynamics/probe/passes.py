@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from po_dynamics.dynamics.coefficients import batch_sizes, component_masks, reweight
+from po_dynamics.dynamics.coefficients import PAIR_ROLES, batch_sizes, component_masks, reweight
 from po_dynamics.dynamics.segments import ALL
 from po_dynamics.dynamics.tables import Tables
 from po_dynamics.models.batches import Batch, collate, least_padding
@@ -52,10 +52,17 @@ from po_dynamics.storage.pieces import Pieces
 CHUNK_TOKENS = 2048  # of the forward-mode pass, at least: it stores no activations, so more than a mini-batch fits
 
 
+class Sampling(NamedTuple):
+    """The law that roll-outs of D are sampled from; D′ is greedy, and its log-probs are at temperature 1."""
+
+    temperature: float = 1.0  # also of log π on D
+    top_p: float | None = None
+
+
 class Options(NamedTuple):
     """How to probe; the defaults suit any objective."""
 
-    temperature: float = 1.0  # of log π on D; D′ always has 1
+    sampling: Sampling = Sampling()
     # Components that get a gradient of their own, and so drifts, norms, cosines and segments: (POS, NEG) or
     # (POS, NEG, TOP, MID, BOT). All have token scores in any case.
     separate: Sequence[str] = SIGNS
@@ -105,7 +112,7 @@ def probe(
             of_train = -float((terms.coefficient * scores["score"].to_numpy(np.float64))[masks[name]].sum())
             of_final = float(drifts[f"drift_{name}"].sum()) / len(final)
             require_equal_sides(name, of_train, of_final, norms(v)[ALL] * u_norms[name][ALL], run.tolerance)
-    about = _metadata(objective, step, norms(v), u_norms, options.temperature, run.dtype)
+    about = _metadata(objective, step, norms(v), u_norms, options.sampling, run.dtype)
     about["id"] = _id(about, scores, drifts)
     return Tables(samples_frame([*train, *final]), scores, drifts, batches_frame([*final_rows, *train_rows]), about)
 
@@ -115,7 +122,7 @@ def _metadata(
     step: int,
     v_norms: Mapping[str, float],
     u_norms: Mapping[str, Mapping[str, float]],
-    temperature: float,
+    sampling: Sampling,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What the tables are of; see `dynamics.tables.Tables`."""
@@ -126,7 +133,7 @@ def _metadata(
         "objective": objective.name,
         "parameters": dict(objective.parameters),
         "step": step,
-        "temperature": temperature,
+        **sampling._asdict(),
         "precision": str(dtype).removeprefix("torch."),
         "v_norms": v_norms,
         "u_norms": u_norms,
@@ -184,7 +191,8 @@ class Passes:
         parameter = next(model.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
         self.tolerance = TOLERANCE[self.dtype] if options.tolerance is None else options.tolerance
-        passes = (3 if options.scales else 2, 2) if final else (1, 0)  # over D and D′
+        self.fixed = all(sample.role in PAIR_ROLES for sample in train)  # D is the same at every checkpoint
+        passes = (3 if self._adamw_on_train else 2, 2) if final else (1, 0)  # over D and D′
         total = sum(n * s.length for n, samples in zip(passes, (train, final), strict=True) for s in samples)
         self.bar = tqdm(total=total, unit="tok", unit_scale=True, mininterval=5, desc=label)
 
@@ -210,7 +218,7 @@ class Passes:
         """u of every component of its own, and the rows of `batches.parquet` of D."""
         options, batches, n_of = self.options, mini_batches(self.train), batch_sizes(scores)
         separate = tuple(options.separate)
-        gradients = Gradients(self.model, v, separate, options.temperature, self.tolerance)
+        gradients = Gradients(self.model, v, separate, options.sampling.temperature, self.tolerance)
         whole = len(batches) if options.norms is None else min(options.norms, len(batches))
         audited = set(random.permutation(whole)[: options.audits].tolist())
         mini_batch = self._mini(batches, scores, loss)
@@ -269,8 +277,8 @@ class Passes:
 
     def scores(self, v: Direction) -> pd.DataFrame:
         """Rows of D in `scores.parquet`, without coefficients."""
-        directions = [v, self._preconditioned(v)] if self.options.scales else [v]
-        values = self.forward("scores", self.train, directions, self.options.temperature)
+        directions = [v, self._preconditioned(v)] if self._adamw_on_train else [v]
+        values = self.forward("scores", self.train, directions, self.options.sampling.temperature)
         frame = _scores_frame(self.train, values[0], values[1])
         frame["score"] = values[2]
         frame["score_adamw"] = values[3] if len(values) > 3 else math.nan
@@ -292,12 +300,17 @@ class Passes:
         return frame.assign(drift_adamw=-values[-1] if self.options.scales else math.nan)
 
     def adamw_drift(self, u: Mapping[str, Direction]) -> np.ndarray | float:
-        """How a step of AdamW on all of D moves the tokens of D itself; nan without optimizer state."""
-        if not self.options.scales:
+        """How a step of AdamW on all of D moves the tokens of D itself; nan where nothing can be made of it."""
+        if not self._adamw_on_train:
             return math.nan
         direction = self._preconditioned(sum_of_signs(u))
-        drift: np.ndarray = -self.forward("adamw", self.train, [direction], self.options.temperature)[2]
+        drift: np.ndarray = -self.forward("adamw", self.train, [direction], self.options.sampling.temperature)[2]
         return drift
+
+    @property
+    def _adamw_on_train(self) -> bool:
+        """Only pairs are met again, at the next checkpoint: roll-outs are fresh at each."""
+        return bool(self.options.scales) and self.fixed
 
     def _preconditioned(self, direction: Direction) -> Direction:
         scales = self.options.scales or {}

@@ -18,7 +18,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.models.loading import check_folder, context_length, load_model
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
-from po_dynamics.probe.passes import Options, probe
+from po_dynamics.probe.passes import Options, Sampling, probe
 from po_dynamics.probe.samples import Sample, check_samples, read_final
 from po_dynamics.settings.probe import Probe
 from po_dynamics.storage.atomic import atomic_folder, remove
@@ -123,13 +123,13 @@ def probe_all(
     final: Sequence[Sample],
     draw: Draw,
     signature: Mapping[str, Any],
-    temperature: float = 1.0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - immutable
 ) -> None:
     """Finished checkpoints wait in the state's folder: Snakemake deletes the outputs of a failed job."""
     open_state(run.state, signature)
     for folder in folders:
         if not (run.state / folder.name).is_dir():
-            _probe_one(run, folder, draw(folder), final, temperature)
+            _probe_one(run, folder, draw(folder), final, sampling)
     for folder in folders:
         with atomic_folder(run.output / folder.name) as temporary:
             for file in (run.state / folder.name).iterdir():
@@ -138,13 +138,13 @@ def probe_all(
 
 
 def _probe_one(
-    run: ProbedRun, folder: Path, train: Sequence[Sample], final: Sequence[Sample], temperature: float
+    run: ProbedRun, folder: Path, train: Sequence[Sample], final: Sequence[Sample], sampling: Sampling
 ) -> None:
     settings, model = run.settings, run.load(folder)
     scales, learning_rate = read_optimizer(folder, model)
     options = Options(
-        temperature=temperature,
-        separate=settings.separate,
+        sampling=sampling,
+        separate=getattr(settings.separate, run.objective.family),
         norms=None if settings.norms is None else math.ceil(settings.norms / run.batch_size),
         audits=settings.audits,
         tolerance=settings.tolerance,

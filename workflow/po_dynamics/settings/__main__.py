@@ -28,6 +28,8 @@ SECTIONS = {
     "runs.<run>": ("RunEntry",),
     "runs.<run>.init": ("Start",),
     "probe": ("Probe",),
+    "probe.samples": ("ProbeSamples",),
+    "probe.separate": ("ProbeSeparate",),
     "probe.batch_size": ("ProbeBatches",),
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),

@@ -38,6 +38,22 @@ class ProbeSamples(Settings):
     """of D′: final responses"""
 
 
+Separate = Distinct[Literal["POS", "NEG", "TOP", "MID", "BOT"]]
+
+
+class ProbeSeparate(Settings):
+    """Components with gradients of their own, and so intervals over D′ too, norms, cosines and segments.
+
+    POS and NEG, or all five. Each costs a gradient of memory; online, where a response has tokens of several, also a
+    backward pass.
+    """
+
+    offline: Separate = ("POS", "NEG")
+    """of DPO and its family"""
+    online: Separate = ("POS", "NEG")
+    """of PPO and its family"""
+
+
 class Probe(Settings):
     """What is measured at every checkpoint of a probed run; see docs/probe.md."""
 
@@ -47,8 +63,8 @@ class Probe(Settings):
     """samples of a mini-batch"""
     final_sets: ProbeFinalSets = ProbeFinalSets()
     """prompts of D′"""
-    separate: Distinct[Literal["POS", "NEG", "TOP", "MID", "BOT"]] = ("POS", "NEG")
-    """components with gradients of their own, and so intervals over D′ too, norms, cosines, segments: these or all"""
+    separate: ProbeSeparate = ProbeSeparate()
+    """components with gradients of their own"""
     norms: Positive | None = None
     """samples of D whose mini-batches get norms by component, cosines and segments; null: all"""
     predict: bool = True
