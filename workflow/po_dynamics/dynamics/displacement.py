@@ -34,7 +34,7 @@ CHECK = ["model", "run", "final_set", "role", "n", "n_batches", "n_seeds", *CELL
 CHECK += [f"{name}{end}" for name in ("gain", "order") for end in ("", "_low", "_high")]
 NORMS = {"chosen": "positive_norm", "rejected": "negative_norm"}
 HOLDS = {"chosen": "lowers_chosen", "rejected": "raises_rejected"}  # the step on the mini-batch, by the condition
-HAPPENED = {"chosen": "chosen_fell", "rejected": "rejected_rose"}  # until the next checkpoint
+HAPPENED = {"chosen": "chosen_fell", "rejected": "rejected_rose"}  # by the next checkpoint
 SIGNS = {"chosen": 1.0, "rejected": -1.0}  # of c where the loss raises the chosen and lowers the rejected
 DRAWS, LEVEL = 2000, 0.95
 
@@ -42,11 +42,12 @@ DRAWS, LEVEL = 2000, 0.95
 def displacement(probes: Sequence[Probe]) -> pd.DataFrame:
     """`model, run, seed, step, final_set, quantity, value, low, high, n`; low and high bound 95 %.
 
-    Change of log π since the first probed checkpoint, in nats, of `chosen`, `rejected`, `chosen_argmax`,
-    `rejected_argmax` (the most probable token at every position) and `greedy` (D′), each with `_per_response` or
-    `_per_token`; intervals resample mini-batches, n is of responses or tokens. Shares of n mini-batches, with Wilson intervals: `lowers_chosen`,
-    `raises_rejected` (the condition), `chosen_fell`, `rejected_rose` (until the next checkpoint). Means over n
-    mini-batches, resampled: `positive_norm`, `negative_norm`, `cosine` (of g⁺ and g⁻).
+    * Change of log π since the first probed checkpoint, in nats, of `chosen`, `rejected`, `chosen_argmax`,
+      `rejected_argmax` (the most probable token at every position) and `greedy` (D′), each with `_per_response` or
+      `_per_token`; intervals resample mini-batches, n is of responses or tokens.
+    * Shares of n mini-batches, with Wilson intervals: `lowers_chosen`, `raises_rejected` (the condition),
+      `chosen_fell`, `rejected_rose` (by the next checkpoint).
+    * Means over n mini-batches, resampled: `positive_norm`, `negative_norm`, `cosine` (of g⁺ and g⁻).
     """
     rows: list[dict[str, Any]] = []
     for run in _trainings(probes):
@@ -168,7 +169,7 @@ def _happened(earlier: Probe, later: Probe) -> pd.DataFrame:
             f"{earlier.keys['run']}, seed {earlier.keys['seed']}: steps {earlier.keys['step']} and "
             f"{later.keys['step']} were probed on different pairs; probe the run again"
         )
-    # c is positive for the chosen and negative for the rejected: a sum below 0 is a fall of the one, a rise of the other
+    # c is positive for the chosen, negative for the rejected: a sum below 0 is a fall of the one, a rise of the other
     change = (both["coefficient"] * (both["logprob_later"] - both["logprob"])).groupby([both["role"], both["batch"]])
     return _of_pushed((change.sum() < 0).rename("yes"), before)
 

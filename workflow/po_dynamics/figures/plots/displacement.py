@@ -1,4 +1,4 @@
-"""Why both fall: log π of chosen and rejected, the condition under which their own step moves them so, norms, cosine."""
+"""Why both fall: log π of chosen and rejected, what their own step would do to them, norms and cosine of the parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PANELS = (
     ("log π per response", "change, nats", {f"{kind}_per_response": line for kind, line in _KINDS.items()}),
     ("log π per token", "", {f"{kind}_per_token": line for kind, line in _KINDS.items()}),
     ("what their own step would do", "share of mini-batches", _CONDITION),
-    ("what had happened by the next", "", _HAPPENED),
+    ("what the next checkpoint shows", "", _HAPPENED),
     ("norms", "mean", _NORMS),
     ("cosine", "", _COSINE),
 )
@@ -78,14 +78,14 @@ def _caption(table: pd.DataFrame, label: str) -> str:
     counts = table.groupby("quantity")["n"].max()
     measured = counts.get("cosine", 0)
     about = f"""{label} on {table["model"].iloc[0]}, {captions.seeds(table["seed"])}: {counts["chosen_per_response"]:,}
-        preference pairs and {counts["greedy_per_response"]:,} of the run's own final answers, the same at every checkpoint.
-        (a, b) Mean change of log π since the first checkpoint of the chosen and rejected responses, of the likeliest
-        token at every position of the chosen ones, and of the final answers. (c) Share of {measured:,} mini-batches on
-        which a step of plain gradient descent would, to first order, lower its own chosen responses (⟨g⁺, g⁻⟩ > ‖g⁺‖²) or
-        raise its own rejected ones (⟨g⁺, g⁻⟩ > ‖g⁻‖²). (d) Share whose chosen had fallen, whose rejected had risen, at
-        the next checkpoint. (e, f) Norms and cosine of g⁺ and g⁻, the directions that raise the chosen and the rejected as
-        the loss weighs them; means over mini-batches."""
-    bands = """Bands: 95 %, per seed, over mini-batches, resampled in (a, b, e, f), Wilson in (c, d); not over trainings. Between
-        checkpoints lie many steps on other pairs, so (c) may be near 0 and (d) near 1: then it is not the step on a pair
-        itself that lowers it."""
+        preference pairs and {counts["greedy_per_response"]:,} of the run's own final answers, the same at every
+        checkpoint. (a, b) Mean change of log π since the first checkpoint of the chosen and rejected responses, of the
+        likeliest token at every position of the chosen ones, and of the final answers. (c) Share of {measured:,}
+        mini-batches on which a step of plain gradient descent would, to first order, lower its own chosen responses
+        (⟨g⁺, g⁻⟩ > ‖g⁺‖²) or raise its own rejected ones (⟨g⁺, g⁻⟩ > ‖g⁻‖²). (d) Share whose chosen have fallen, whose
+        rejected have risen, at the next checkpoint. (e, f) Norms and cosine of g⁺ and g⁻, the directions that raise the
+        chosen and the rejected as the loss weighs them; means over mini-batches."""
+    bands = """Bands: 95 %, per seed, over mini-batches, resampled in (a, b, e, f), Wilson in (c, d); not over trainings.
+        Between checkpoints lie many steps on other pairs: where (c) is near 0 and (d) is not, it is not the plain step on
+        a pair itself that does it."""
     return captions.paragraphs(about, bands)
