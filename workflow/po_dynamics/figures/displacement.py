@@ -120,8 +120,8 @@ def _order(row: dict[Any, Any]) -> str:
         return ""
     ratio, outcome = {"chosen": "‖g⁺‖²", "rejected": "‖g⁻‖²"}[row["role"]], _OUTCOME[row["role"]]
     said = f"""Among mini-batches of one checkpoint, those whose {row["role"]} {outcome} have a larger ratio
-        ⟨g⁺, g⁻⟩ / {ratio} than those whose did not in {_percent(row["order"])} % of comparisons ({_percent(row["order_low"])} to
-        {_percent(row["order_high"])} %):"""
+        ⟨g⁺, g⁻⟩ / {ratio} than those whose did not in {_percent(row["order"])} % of comparisons
+        ({_percent(row["order_low"])} to {_percent(row["order_high"])} %):"""
     if row["order_low"] > 0.5:
         return f"{said} the ratio says something about which {outcome}."
     if row["order_high"] < 0.5:

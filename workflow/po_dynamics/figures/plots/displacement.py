@@ -85,7 +85,7 @@ def _caption(table: pd.DataFrame, label: str) -> str:
         (⟨g⁺, g⁻⟩ > ‖g⁺‖²) or raise its own rejected ones (⟨g⁺, g⁻⟩ > ‖g⁻‖²). (d) Share whose chosen have fallen, whose
         rejected have risen, at the next checkpoint. (e, f) Norms and cosine of g⁺ and g⁻, the directions that raise the
         chosen and the rejected as the loss weighs them; means over mini-batches."""
-    bands = """Bands: 95 %, per seed, over mini-batches, resampled in (a, b, e, f), Wilson in (c, d); not over trainings.
-        Between checkpoints lie many steps on other pairs: where (c) is near 0 and (d) is not, it is not the plain step on
-        a pair itself that does it."""
+    bands = """Bands: 95 %, per seed, over mini-batches, resampled in (a, b, e, f), Wilson in (c, d); not over
+        trainings. Between checkpoints lie many steps on other pairs: where (c) is near 0 and (d) is not, it is not the
+        plain step on a pair itself that does it."""
     return captions.paragraphs(about, bands)
