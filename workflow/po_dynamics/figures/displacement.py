@@ -27,7 +27,7 @@ def explained(displacement: pd.DataFrame, check: pd.DataFrame, runs: Runs) -> li
     checked = check[check["final_set"] == "heldout"]
     for (model, run), table in shown.groupby(["model", "run"], sort=False):
         rows = checked[(checked["model"] == model) & (checked["run"] == run)].to_dict("records")
-        texts = [_log_probs(table), _condition(table), *map(_check, rows), _unit(table)]
+        texts = [_log_probs(table), _condition(table), *map(_check, rows), _cause(rows), _unit(table)]
         label = run_labels([str(run)], runs, with_objective=True)[str(run)]
         text = paragraphs(" ".join(texts))
         found.append({"model": model, "label": label, "text": text, "rows": [_in_percent(row) for row in rows]})
@@ -94,10 +94,15 @@ def _check(row: dict[Any, Any]) -> str:
         return f"The condition for the {role} {_guess(row, did)} {_order(row)}"
     text = f"The condition for the {role} {'always' if held else 'never'} held, and by the next checkpoint they"
     text = f"{text} {_OUTCOME[role]} in {_percent(did / n)} % of {n:,} cases"
-    if did and not held:
-        text += """: to first order a plain step on the same pairs does not do that, so steps on other pairs, AdamW's
-            scaling or what first order leaves out must have"""
     return f"{text}. {_order(row)}"
+
+
+def _cause(rows: list[dict[Any, Any]]) -> str:
+    """What did it where no condition ever held; empty where one did, or nothing happened."""
+    if not any(row["did_only"] for row in rows) or any(row["held_and_did"] + row["held_only"] for row in rows):
+        return ""
+    return """A plain step on the same pairs, as measured at the checkpoints, does neither: steps on other pairs, AdamW's
+        scaling or what first order leaves out must have."""
 
 
 def _guess(row: dict[Any, Any], did: int) -> str:
