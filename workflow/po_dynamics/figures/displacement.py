@@ -101,8 +101,8 @@ def _cause(rows: list[dict[Any, Any]]) -> str:
     """What did it where no condition ever held; empty where one did, or nothing happened."""
     if not any(row["did_only"] for row in rows) or any(row["held_and_did"] + row["held_only"] for row in rows):
         return ""
-    return """A plain step on the same pairs, as measured at the checkpoints, does neither: steps on other pairs, AdamW's
-        scaling or what first order leaves out must have."""
+    return """A plain step on the same pairs, as measured at the checkpoints, does neither: steps on other pairs,
+        AdamW's scaling or what first order leaves out must have."""
 
 
 def _guess(row: dict[Any, Any], did: int) -> str:
