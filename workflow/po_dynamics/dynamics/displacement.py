@@ -71,11 +71,11 @@ def check(probes: Sequence[Probe]) -> pd.DataFrame:
     and what all mini-batches share at a time of training does not count. Both with 95 % intervals that resample
     mini-batches, each with all its checkpoints and seeds; nan where nothing is to compare.
     """
-    cases = [_cases(*pair) for run in _trainings(probes) for pair in pairwise(run)]
-    table = pd.concat([case for case in cases if len(case)], ignore_index=True) if any(map(len, cases)) else None
-    if table is None:
+    intervals = [_cases(*pair) for run in _trainings(probes) for pair in pairwise(run)]
+    cases = [table for table in intervals if len(table)]
+    if not cases:
         return pd.DataFrame(columns=CHECK)
-    groups = table.groupby(["model", "run", "final_set", "role"], sort=False)
+    groups = pd.concat(cases, ignore_index=True).groupby(["model", "run", "final_set", "role"], sort=False)
     rows = [dict(zip(groups.keys, keys, strict=True)) | _checked(of_role) for keys, of_role in groups]
     return pd.DataFrame(rows, columns=CHECK)
 
@@ -92,14 +92,18 @@ def _trainings(probes: Iterable[Probe]) -> Iterator[list[Probe]]:
         yield list(run)
 
 
+def _pairs(probe: Probe) -> pd.DataFrame:
+    """Token scores of the chosen and rejected responses."""
+    scores = probe.tables.scores
+    return scores[scores["role"].isin(PAIR_ROLES)]
+
+
 # ------------------------------------------------------------------------------------------- log π since the beginning
 
 
 def _log_probs(probe: Probe) -> pd.DataFrame:
     """`logp, response, token` summed (counted) over each mini-batch, by kind and batch."""
-    scores = probe.tables.scores
-    pairs = scores[scores["role"].isin(PAIR_ROLES)]
-    groups = pairs.groupby(["role", "batch"])
+    groups = _pairs(probe).groupby(["role", "batch"])
     counts = pd.DataFrame({"response": groups["sample_id"].nunique(), "token": groups.size()}).astype(float)
     likely = groups["argmax_logprob"].sum().to_frame("logp").join(counts).rename(index="{}_argmax".format, level="role")
     tables = [groups["logprob"].sum().to_frame("logp").join(counts), likely, _final(probe)]
@@ -172,11 +176,6 @@ def _happened(earlier: Probe, later: Probe) -> pd.DataFrame:
     # c is positive for the chosen, negative for the rejected: a sum below 0 is a fall of the one, a rise of the other
     change = (both["coefficient"] * (both["logprob_later"] - both["logprob"])).groupby([both["role"], both["batch"]])
     return _of_pushed((change.sum() < 0).rename("yes"), before)
-
-
-def _pairs(probe: Probe) -> pd.DataFrame:
-    scores = probe.tables.scores
-    return scores[scores["role"].isin(PAIR_ROLES)]
 
 
 def _of_pushed(values: pd.Series, scores: pd.DataFrame) -> pd.DataFrame:
