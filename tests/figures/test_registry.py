@@ -70,6 +70,7 @@ def test_a_drawing_is_made_of_tables_by_name(tmp_path):
     tables = {
         "figure_1_dpo": {"dynamics": synthetic.dynamics()},
         "figure_4": {"win_rates": synthetic.win_rates()},
+        "displacement_dpo": {"displacement": synthetic.displacement()[0]},
         "training_dpo": {"training": synthetic.training()},
     }
     for file, given in tables.items():

@@ -10,6 +10,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
 from po_dynamics.figures import report
 from po_dynamics.figures.plots.advantages import draw_advantages
+from po_dynamics.figures.plots.displacement import draw_displacement
 from po_dynamics.figures.plots.training import draw_training
 
 RUNS = synthetic.RUNS
@@ -106,6 +107,32 @@ def test_the_exact_bandit_has_a_section_with_its_claims(inputs, tmp_path):
 def test_without_the_exact_bandit_there_is_no_section(page):
     assert "Where everything is known" not in page.text
     assert "#known" not in page.links
+
+
+def test_why_both_fall_has_a_section_with_its_figures_and_the_check(inputs, tmp_path):
+    tables = report.Displacement(tmp_path / "displacement.csv", tmp_path / "check.csv")
+    for table, path in zip(synthetic.displacement(), tables, strict=True):
+        table.to_csv(path, index=False)
+    figure = tmp_path / "displacement_dpo.png"
+    draw_displacement(synthetic.displacement()[0], figure, model="menagerie", run="dpo", runs=RUNS)
+    contents = inputs | {"figures": [*inputs["figures"], figure], "records": []}
+    report.write_report(tmp_path / "report.html", report.Contents(**contents, displacement=tables))
+    shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {"#both-fall", "displacement.csv", "check.csv"} <= set(shown.links)
+    assert shown.open == []
+    assert len(shown.sources) == 3
+    assert "chosen fell 600 cases, 60 mini-batches, 2 seeds 0 0 486 114 19.0 81.0 −62.0 −69.0 to −54.0 –" in shown.text
+    assert "So both fall." in shown.text
+    assert not re.search(r"\bnan\b", shown.text)
+
+
+def test_without_probed_pairs_nothing_is_said_of_both(page, inputs, tmp_path):
+    assert "Why do both fall?" not in page.text
+    tables = report.Displacement(tmp_path / "displacement.csv", tmp_path / "check.csv")
+    for table, path in zip(synthetic.displacement(), tables, strict=True):
+        table.head(0).to_csv(path, index=False)
+    report.write_report(tmp_path / "report.html", report.Contents(**inputs, displacement=tables))
+    assert "Why do both fall?" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_headline_states_sft_dpo_and_ppo_with_intervals(page, inputs):

@@ -146,3 +146,33 @@ def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
     rho += [{"predictor": "predicted_adamw", "rho": np.nan, "low": np.nan, "high": np.nan}]
     correlations = pd.DataFrame(rho).assign(model=model, run=run, final_set="heldout")
     return pd.DataFrame(rows), correlations
+
+
+def displacement(run="dpo", seeds=(0, 1), model="menagerie"):
+    """Tables of `displacement.displacement` and `displacement.check`: both fall, the step on a pair never the cause."""
+    slopes = {"chosen": -2.0, "rejected": -4.0, "chosen_argmax": 0.7, "rejected_argmax": 0.8, "greedy": 2.4}
+    shares = {"lowers_chosen": 0.0, "raises_rejected": 0.0, "chosen_fell": 0.8, "rejected_rose": 0.1}
+    steps = STEPS[RUNS[run]["family"]]
+    rows = []
+    for seed in seeds:
+        for step in steps:
+            u = step / steps[-1]
+            values = {f"{kind}_per_response": (slope * u, 0.3 * u, 240) for kind, slope in slopes.items()}
+            values |= {f"{kind}_per_token": (slope * u / 20, 0.02 * u, 4800) for kind, slope in slopes.items()}
+            last = step == steps[-1]
+            values |= {name: (x, 0.06, 60) for name, x in shares.items() if not last or "_fell" not in name}
+            values |= {"positive_norm": (1.2 + u / 2, 0.1, 60), "negative_norm": (1.4 + u / 3, 0.1, 60)}
+            values |= {"cosine": (0.25 * u, 0.04, 60)}
+            at = {"model": model, "run": run, "seed": seed, "step": step, "final_set": "heldout"}
+            rows += [
+                at | {"quantity": name, "value": x, "low": x - half, "high": x + half, "n": n}
+                for name, (x, half, n) in values.items()
+            ]
+    about = {"model": model, "run": run, "final_set": "heldout", "n": 600, "n_batches": 60, "n_seeds": len(seeds)}
+    never = {"held_and_did": 0, "held_only": 0, "gain_low": -0.69, "gain_high": -0.54, "order": np.nan}
+    never |= {"order_low": np.nan, "order_high": np.nan}
+    checked = [
+        {"role": "chosen", "did_only": 486, "neither": 114, "share_right": 0.19, "base_rate": 0.81, "gain": -0.62},
+        {"role": "rejected", "did_only": 0, "neither": 600, "share_right": 1.0, "base_rate": 1.0, "gain": 0.0},
+    ]
+    return pd.DataFrame(rows), pd.DataFrame([about | never | row for row in checked])

@@ -40,6 +40,8 @@ rule tabulate_dynamics:
         entanglement=f"{layout.TABLES}/entanglement.parquet",
         prediction=f"{layout.TABLES}/prediction.parquet",
         rank_correlation=f"{layout.TABLES}/rank_correlation.parquet",
+        displacement=f"{layout.TABLES}/displacement.csv",
+        displacement_check=f"{layout.TABLES}/displacement_check.csv",
         provenance=layout.record(DYNAMICS),
     log:
         f"{layout.LOGS}/tabulate_dynamics.log",
@@ -99,6 +101,8 @@ rule write_report:
         win_rates_record=layout.record(WIN_RATES),
         dynamics=ancient(DYNAMICS),
         dynamics_record=layout.record(DYNAMICS),
+        displacement=ancient(f"{layout.TABLES}/displacement.csv"),
+        displacement_check=ancient(f"{layout.TABLES}/displacement_check.csv"),
         config=layout.CONFIGURATION,
     output:
         report=layout.REPORT,

@@ -4,7 +4,7 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.dynamics import alignment, observables, stored
+    from po_dynamics.dynamics import alignment, displacement, observables, stored
 
     probes = [stored.load(keys, folder) for keys, folder in stored.steps_of(snakemake.input.probes)]
     table = alignment.tabulate(probes)
@@ -21,3 +21,5 @@ with stage(snakemake):
     }
     for name, result in results.items():
         result.to_parquet(snakemake.output[name], index=False)
+    displacement.displacement(probes).to_csv(snakemake.output.displacement, index=False)
+    displacement.check(probes).to_csv(snakemake.output.displacement_check, index=False)

@@ -6,7 +6,7 @@ from po_dynamics.harness.job import inputs_of, stage
 
 with stage(snakemake):
     import yaml
-    from po_dynamics.figures.report import Contents, ExactBandit, write_report
+    from po_dynamics.figures.report import Contents, Displacement, ExactBandit, write_report
 
     inputs = inputs_of(snakemake)
     bandit = {name: inputs[f"bandit_{name}"] for name in ExactBandit._fields if f"bandit_{name}" in inputs}
@@ -19,5 +19,6 @@ with stage(snakemake):
         figures=inputs["figures"],
         tables=[inputs["dynamics"]],
         bandit=ExactBandit(**bandit) if bandit else None,
+        displacement=Displacement(inputs["displacement"], inputs["displacement_check"]),
     )
     write_report(Path(snakemake.output.report), contents)

@@ -11,6 +11,7 @@ from po_dynamics.figures import style
 from po_dynamics.figures.plots import alignment
 from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.alignment import draw_alignment
+from po_dynamics.figures.plots.displacement import draw_displacement
 from po_dynamics.figures.plots.prediction import draw_prediction
 from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.plots.win_rates import draw_win_rates
@@ -52,6 +53,31 @@ def test_predictive_check_shows_every_pair_and_its_correlation(kept, tmp_path):
     table["predicted_adamw"] = np.nan
     draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
     assert len(kept[1][0].axes) == 2  # one panel and the colour bar
+
+
+def test_why_both_fall_draws_every_quantity_of_each_seed(kept, tmp_path):
+    table, _ = synthetic.displacement()
+    others = [table.assign(value=99, final_set="train"), table.assign(value=99, run="ipo")]
+    shuffled = pd.concat([table, *others]).sample(frac=1, random_state=0)
+    draw_displacement(shuffled, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    figure, _, _, text = kept[0]
+    drawn = [[text.get_text().replace("\n", " ") for text in ax.texts] for ax in figure.axes]
+    assert drawn[0] == drawn[1] == ["rejected", "chosen", "likeliest token", "own final answers"]
+    assert [len(ax.collections) for ax in figure.axes] == [8, 8, 4, 4, 4, 2]  # a band per line and seed
+    fell = [line for line in figure.axes[0].lines if line.get_linewidth() > 1 and line.get_ydata()[-1] < -3]
+    assert np.allclose(fell[0].get_ydata(), -4 * np.array(synthetic.STEPS["offline"]) / 250)
+    assert "240 preference pairs" in text
+    assert "60 mini-batches" in text
+
+
+def test_what_was_not_measured_is_said_in_its_panel(kept, tmp_path):
+    table, _ = synthetic.displacement(seeds=(3,))
+    shown = table[table["quantity"].str.contains("_per_|chosen_fell")]
+    draw_displacement(shown, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    texts = [[text.get_text() for text in ax.texts] for ax in kept[0][0].axes]
+    assert [texts[i] for i in (2, 3, 4, 5)] == [["not measured"], ["chosen fell"], ["not measured"], ["not measured"]]
+    with pytest.raises(InputError, match="no row with run = ipo; seen: dpo"):
+        draw_displacement(shown, tmp_path / "x.png", model="menagerie", run="ipo", runs=RUNS)
 
 
 def caption(path):

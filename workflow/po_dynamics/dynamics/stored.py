@@ -33,8 +33,8 @@ def steps_of(folders: Iterable[str]) -> list[tuple[dict[str, Any], Path]]:
 
 
 def load(keys: dict[str, Any], folder: Path) -> Probe:
-    """Tables of one probed checkpoint, without its samples; InputError where they do not belong together."""
-    return Probe(keys, tables.read(folder, ("scores", "batches")))
+    """Tables of one probed checkpoint; InputError where they do not belong together."""
+    return Probe(keys, tables.read(folder))
 
 
 def _sorted(found: Iterable[tuple[dict[str, str], Path]]) -> list[tuple[dict[str, Any], Path]]:

@@ -74,6 +74,13 @@ FIGURES = (
         ("prediction.parquet", "rank_correlation.parquet"),
         final_set="heldout",
     ),
+    Figure(
+        "displacement_{run}",
+        "displacement:draw_displacement",
+        ("displacement.csv",),
+        families=("offline",),
+        final_set="heldout",
+    ),
     Figure("training_{run}", "training:draw_training", of_seeds=("training.csv",)),
 )
 

@@ -18,11 +18,13 @@ import yaml
 from PIL import Image
 
 from po_dynamics.errors import InputError
+from po_dynamics.figures.displacement import explained
 from po_dynamics.figures.labels import run_labels
 from po_dynamics.objectives.families import Runs, is_uncontrolled, parent_of
 from po_dynamics.storage.atomic import atomic_file
 
 TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
+SECTIONS = ("figures", "displacement", "training")  # of figures; the last two by the beginning of their names
 _MODEL_FOLDERS = {"checkpoints", "base", "sft", "reward", "tokenizer", "state"}
 
 
@@ -32,6 +34,13 @@ class ExactBandit(NamedTuple):
     figure: Path
     law: Path
     claims: Path
+
+
+class Displacement(NamedTuple):
+    """Tables of "Why do both fall?"; the section is left out where they have no rows."""
+
+    displacement: Path
+    check: Path
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,10 @@ class Contents:
         results: the results table (CSV of `stats.results_table`).
         win_rates: `win_rates.csv`.
         figures: PNG files with `Title` and `Description` (see `style.save`), shown by folder and number; those called
-            `training_*` go into a section of their own, folded away.
+            `training_*` and `displacement_*` go into sections of their own, the first folded away.
         tables: further tables to link to.
         bandit: the exact bandit's section; None: without.
+        displacement: the tables of the section "Why do both fall?"; None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -59,6 +69,7 @@ class Contents:
     figures: Sequence[Path]
     tables: Sequence[Path] = ()
     bandit: ExactBandit | None = None
+    displacement: Displacement | None = None
     records: Iterable[Path] | None = None
 
 
@@ -79,14 +90,16 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     figures = [_figure(path, root) for path in sorted(contents.figures, key=_by_number)]
     records = find_records(root) if contents.records is None else contents.records
     bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
+    if contents.displacement:
+        linked = [*linked, *contents.displacement]
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
     return {
         "experiment": contents.experiment,
         "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
         "judge": ", ".join(map(str, rates["judge"].unique())),
-        "figures": [figure for figure in figures if not figure["training"]],
-        "training": [figure for figure in figures if figure["training"]],
+        **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
+        "both_fall": _both_fall(contents),
         "bandit": bandit and _bandit(bandit, root),
         "stages": _stages(_records(records)),
         "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
@@ -169,9 +182,18 @@ def _figure(path: Path, root: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"figure {path}: {error}; draw it again") from None
     data = base64.b64encode(path.read_bytes()).decode()
-    title, training = text.get("Title", path.stem), path.stem.startswith("training_")
+    title, kind = text.get("Title", path.stem), path.stem.partition("_")[0]
     source = {"path": os.path.relpath(path, root), "data": data, "width": round(0.56 * width)}
-    return {"title": title, "caption": text.get("Description", ""), "training": training} | source
+    section = kind if kind in SECTIONS else "figures"
+    return {"title": title, "caption": text.get("Description", ""), "section": section} | source
+
+
+def _both_fall(contents: Contents) -> list[dict[str, Any]]:
+    """What the tables of displacement say of every run that they are of."""
+    if contents.displacement is None:
+        return []
+    tables = contents.displacement
+    return explained(pd.read_csv(tables.displacement), pd.read_csv(tables.check), contents.runs)
 
 
 def _bandit(files: ExactBandit, root: Path) -> dict[str, Any]:
