@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from po_dynamics.dynamics import displacement as d
 from po_dynamics.dynamics.alignment import Probe
+from po_dynamics.dynamics.observables import displacement as d
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, token_logps
 from po_dynamics.objectives.registry import bind
@@ -143,7 +143,7 @@ def test_mini_batches_without_norms_have_no_condition_but_happen(tables):
 
 
 def test_without_norms_of_both_parts_there_is_no_condition_and_no_check():
-    plain = probed(tiny(), with_reference(pairs(6, batch_size=2), tiny(seed=1)), separate=("TOT",))
+    plain = probed(tiny(), with_reference(pairs(6, batch_size=2), tiny(seed=1)), norms=0)
     fall = {"chosen": np.full(3, -1), "rejected": np.full(3, -1)}
     probes = [Probe(keys(), plain), later(plain, 10, fall)]
     quantities = set(d.displacement(probes)["quantity"])

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from po_dynamics.dynamics import __main__ as reslice
 from po_dynamics.dynamics import alignment as d
-from po_dynamics.dynamics import observables, segments, stored, tables
+from po_dynamics.dynamics import segments, stored, tables
+from po_dynamics.dynamics.observables import distributions, logps, prediction
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe.passes import Options, probe, with_reference
@@ -205,7 +206,7 @@ def test_the_command_slices_in_seconds_and_without_torch_models(results, tmp_pat
     table = pd.read_csv(tmp_path / "new.csv")
     assert {"Q1", "Q5"} <= set(table["component"])
     assert table.groupby("run")["objective"].unique().map(list).to_dict() == {"dpo": ["dpo"], "ppo": ["cppo_top"]}
-    modules = "po_dynamics.dynamics.__main__, po_dynamics.dynamics.observables"
+    modules = "po_dynamics.dynamics.__main__, po_dynamics.dynamics.observables.displacement"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -260,23 +261,23 @@ def test_a_file_that_is_no_probe_table_is_an_error(results):
 
 
 def test_advantages_are_means_over_the_groups(dpo, ppo):
-    table = observables.advantages(ppo).set_index("group")
+    table = distributions.advantages(ppo).set_index("group")
     scores = ppo.tables.scores
     top = scores[scores["weight"] >= scores["weight"].quantile(2 / 3)]
     assert table.loc["TOP", "raw_advantage"] == pytest.approx(top["raw_advantage"].mean())
     assert table.loc[["TOP", "MID", "BOT"], "n"].sum() == table.loc["TOT", "n"] == len(scores)
-    assert observables.advantages(dpo).empty
+    assert distributions.advantages(dpo).empty
 
 
 def test_weights_are_ordered_between_groups(dpo, ppo):
     for probed, n in ((dpo, 42), (ppo, len(ppo.tables.scores))):
-        table = observables.weights(probed).set_index("group")
+        table = distributions.weights(probed).set_index("group")
         assert table.loc["TOT", "n"] == n
         assert table.loc["BOT", "q100"] <= table.loc["MID", "q0"] <= table.loc["MID", "q100"] <= table.loc["TOP", "q0"]
 
 
 def test_log_probs_by_kind(dpo):
-    table = observables.logps(dpo).set_index("kind")
+    table = logps.logps(dpo).set_index("kind")
     scores = dpo.tables.scores
     assert table.loc["chosen", "logp"] == pytest.approx(scores.query("role == 'chosen'")["logprob"].sum() / 42)
     assert (
@@ -288,7 +289,7 @@ def test_log_probs_by_kind(dpo):
 
 
 def test_entanglement_is_the_inner_product_of_the_two_ascent_directions(dpo):
-    table = observables.entanglement(dpo)
+    table = logps.entanglement(dpo)
     assert len(table) == 21
     assert table["cosine"].abs().max() <= 1 + 1e-6
     whole = dpo.tables.batches.query("component == 'TOT' and segment == 'all'").set_index("batch")["grad_norm"]
@@ -308,10 +309,10 @@ def test_prediction_and_its_rank_correlation():
     losses = pd.DataFrame(
         [{**keys(step=s), "final_loss": x, "learning_rate": 0.01} for s, x in zip(steps, loss, strict=True)]
     )
-    table = observables.prediction(pd.DataFrame(rows), losses)
+    table = prediction.prediction(pd.DataFrame(rows), losses)
     assert table["next_step"].tolist() == steps[1:]
     np.testing.assert_allclose(table["change"], 0.01 * table["predicted"], rtol=1e-9)
-    rho = observables.rank_correlation(table).set_index("predictor")
+    rho = prediction.rank_correlation(table).set_index("predictor")
     assert rho.loc["predicted", "rho"] == pytest.approx(1)
     assert rho.loc["predicted", "n"] == 8
     assert math.isnan(rho.loc["predicted_adamw", "rho"])

@@ -158,7 +158,7 @@ def edit(config, path, value):
         ("runs", {}, r"'runs' is \{\}; it must be of at least 1 entries"),
         ("probe.batch_size", 3, r"'probe\.batch_size' is 3; it must be of type object"),
         ("probe.apart", ["TOT"], r"'probe\.apart' is unknown; allowed here: .*separate"),
-        ("probe.samples", "many", r"'probe\.samples' is 'many'; it must be of type integer"),
+        ("probe.samples.train", "many", r"'probe\.samples\.train' is 'many'; it must be of type integer"),
         ("runs.dpo.models", ["gpt"], r"'runs\.dpo\.models' is 'gpt'; it must be one of menagerie"),
         ("runs.dpo_no_pos.init", {"run": "nope", "step": 175}, r"nope.*run of the same family"),
         ("runs.dpo_no_pos.init", {"run": "dpo", "step": 170}, r"170.*checkpoint of dpo"),

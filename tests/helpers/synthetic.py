@@ -133,7 +133,7 @@ def trainings(rates, model="menagerie", n=400, step=250):
 
 
 def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
-    """Tables of `observables.prediction` and `rank_correlation`: the change follows the prediction, with noise."""
+    """Tables of `observables.prediction`: the change follows the prediction, with noise."""
     rng = np.random.default_rng(4)
     steps = STEPS[RUNS[run]["family"]]
     rows = [

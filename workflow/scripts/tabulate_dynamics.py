@@ -4,20 +4,21 @@ from po_dynamics.harness.job import stage
 
 with stage(snakemake):
     import pandas as pd
-    from po_dynamics.dynamics import alignment, displacement, observables, stored
+    from po_dynamics.dynamics import alignment, stored
+    from po_dynamics.dynamics.observables import displacement, distributions, logps, prediction
 
     probes = [stored.load(keys, folder) for keys, folder in stored.steps_of(snakemake.input.probes)]
     table = alignment.tabulate(probes)
-    losses = pd.concat(map(observables.final_losses, probes), ignore_index=True)
-    prediction = observables.prediction(table, losses)
+    losses = pd.concat(map(prediction.final_losses, probes), ignore_index=True)
+    predictions = prediction.prediction(table, losses)
     results = {
         "dynamics": table,
-        "advantages": pd.concat(map(observables.advantages, probes), ignore_index=True),
-        "weights": pd.concat(map(observables.weights, probes), ignore_index=True),
-        "logps": pd.concat(map(observables.logps, probes), ignore_index=True),
-        "entanglement": pd.concat(map(observables.entanglement, probes), ignore_index=True),
-        "prediction": prediction,
-        "rank_correlation": observables.rank_correlation(prediction),
+        "advantages": pd.concat(map(distributions.advantages, probes), ignore_index=True),
+        "weights": pd.concat(map(distributions.weights, probes), ignore_index=True),
+        "logps": pd.concat(map(logps.logps, probes), ignore_index=True),
+        "entanglement": pd.concat(map(logps.entanglement, probes), ignore_index=True),
+        "prediction": predictions,
+        "rank_correlation": prediction.rank_correlation(predictions),
     }
     for name, result in results.items():
         result.to_parquet(snakemake.output[name], index=False)

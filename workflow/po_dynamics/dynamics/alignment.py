@@ -109,8 +109,9 @@ def dynamics(probe: Probe, options: Options = OPTIONS) -> pd.DataFrame:
         for name in masks:
             keep_B, part = kept.train_B(name), None if options.changed else reverse.parts.get((name, ALL))
             found = {ALL: whole.row(name, kept, options) | _norms(whole.dots[name], part, whole.n_B, keep_B)}
-            for segment in reverse.v_norms if part is not None else ():
-                found[segment] = _segment_row(reverse.parts[name, segment], whole.n_B, keep_B, options)
+            for segment in reverse.v_norms:
+                if (name, segment) in reverse.parts:
+                    found[segment] = _segment_row(reverse.parts[name, segment], whole.n_B, keep_B, options)
             for segment, row in found.items():
                 labels = {"component": name, "segment": segment, "filtered": filtered}
                 rows.append({**labels, **row, **kept.counts(name), "reverse_forward_rel_diff": difference})

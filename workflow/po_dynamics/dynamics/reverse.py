@@ -38,8 +38,9 @@ class Reverse(NamedTuple):
         v_norms, u_norms = content.metadata["v_norms"], content.metadata["u_norms"]
         segments = {ALL: [ALL], **partition}
         parts = {}
+        by_segment = {component for component, unit in measured if unit != ALL}
         for component in dict.fromkeys(component for component, _ in measured):
-            for segment, held in segments.items():
+            for segment, held in (segments if component in by_segment else {ALL: [ALL]}).items():
                 found = [measured[component, unit] for unit in held if (component, unit) in measured]
                 norms = (_norm(of, held) for of in (v_norms, u_norms[component]))
                 parts[component, segment] = _join(found, len(n_B), *norms)

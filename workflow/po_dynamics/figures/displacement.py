@@ -19,7 +19,7 @@ def explained(displacement: pd.DataFrame, check: pd.DataFrame, runs: Runs) -> li
     """`model, label, text, rows` of every probed offline run: a paragraph, and its rows of `check`.
 
     Args:
-        displacement, check: of the module `dynamics.displacement`; towards the held-out final responses.
+        displacement, check: of the module `dynamics.observables.displacement`; towards the held-out final responses.
         runs: what each run optimises.
     """
     found = []

@@ -58,7 +58,7 @@ class ProbeCallback(TrainerCallback):
         model.set_attn_implementation("eager")
         try:
             label = f"probe step {step}"
-            tables = probe(model, self.train, self.final, self.objective, step, Options(audits=0), label=label)
+            tables = probe(model, self.train, self.final, self.objective, step, Options(norms=0), label=label)
         finally:
             model.set_attn_implementation(attention)
         rows = dynamics(Probe({}, tables)).query("segment == 'all' and not filtered")

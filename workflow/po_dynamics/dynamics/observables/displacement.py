@@ -25,7 +25,7 @@ from scipy.stats import binomtest
 
 from po_dynamics.dynamics.alignment import KEYS, Probe
 from po_dynamics.dynamics.coefficients import PAIR_ROLES, batch_sizes
-from po_dynamics.dynamics.observables import entanglement
+from po_dynamics.dynamics.observables.logps import entanglement
 from po_dynamics.errors import InputError
 
 COLUMNS = [*KEYS, "quantity", "value", "low", "high", "n"]
