@@ -34,6 +34,13 @@ class ExactBandit(NamedTuple):
     claims: Path
 
 
+class Target(NamedTuple):
+    """Tables of the policies' distance to their target that the report shows."""
+
+    distances: Path
+    claims: Path
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the report shows.
@@ -48,6 +55,7 @@ class Contents:
             `training_*` go into a section of their own, folded away.
         tables: further tables to link to.
         bandit: the exact bandit's section; None: without.
+        target: the section on the language models' distance to their target; None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -59,6 +67,7 @@ class Contents:
     figures: Sequence[Path]
     tables: Sequence[Path] = ()
     bandit: ExactBandit | None = None
+    target: Target | None = None
     records: Iterable[Path] | None = None
 
 
@@ -81,6 +90,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
+    linked += contents.target or ()
     return {
         "experiment": contents.experiment,
         "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
@@ -88,6 +98,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         "figures": [figure for figure in figures if not figure["training"]],
         "training": [figure for figure in figures if figure["training"]],
         "bandit": bandit and _bandit(bandit, root),
+        "target": contents.target and _target(contents.target, contents.runs),
         "stages": _stages(_records(records)),
         "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
         "files": _files([contents.results, contents.win_rates, *linked], drawn, root),
@@ -186,6 +197,15 @@ def _bandit(files: ExactBandit, root: Path) -> dict[str, Any]:
     ]
     claims = _read(files.claims).to_dict("records")
     return {"figure": _figure(files.figure, root), "claims": claims, "taus": list(steps), "law": rows}
+
+
+def _target(files: Target, runs: Runs) -> dict[str, Any]:
+    """The claims, and of the SFT model and each training the last distance at every τ."""
+    table = _read(files.distances)
+    labels = run_labels(list(dict.fromkeys(table["run"])), runs, with_objective=True) | {"sft": "SFT model"}
+    ends = table.sort_values("step").groupby(["tau", "model", "run", "seed"], sort=True).tail(1)
+    rows = ends.sort_values(["tau", "model", "run", "seed"]).to_dict("records")
+    return {"claims": _read(files.claims).to_dict("records"), "rows": [r | {"label": labels[r["run"]]} for r in rows]}
 
 
 def _by_number(path: Path) -> tuple[str, list[tuple[int, str]]]:
