@@ -158,7 +158,7 @@ def _judged(ends: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
 
 
 def _listed(ends: pd.DataFrame) -> str:
-    names = list(dict.fromkeys(ends["run"]))
+    names = sorted(set(ends["run"]))
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation.policies import Divergence, divergence, draw_prompts, load_policy
 from po_dynamics.models import reward_models
-from po_dynamics.models.batches import collate, longest_first, token_logps
+from po_dynamics.models.batches import Batch, collate, longest_first, token_logps, unmasked
 from po_dynamics.models.loading import default_device
 from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
 from po_dynamics.settings.experiment import TargetSamples
@@ -128,12 +128,19 @@ def _rewards(table: pd.DataFrame, task: Task) -> list[float]:
 def _divergence(model: PreTrainedModel, table: pd.DataFrame, task: Task) -> Divergence:
     """Of every row of the table, in its order."""
     found = Divergence(*(torch.empty(len(table), dtype=torch.float64) for _ in Divergence._fields))
-    prompts, responses = _sequences(table, task)
-    for rows in longest_first(_lengths(prompts, responses), SCORED_TOGETHER):
-        batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], task.pad).to(model.device)
+    for rows, batch in _batches(table, task):
         for whole_N, part_B in zip(found, divergence(model, task.reference, batch), strict=True):
             whole_N[rows] = part_B.cpu()
     return found
+
+
+def _batches(table: pd.DataFrame, task: Task) -> Iterator[tuple[list[int], Batch]]:
+    """The responses of a table with their prompts, and the rows that each batch is of."""
+    prompts, responses = [task.prompts[key]["prompt_ids"] for key in table["id"]], list(table["response_ids"])
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    for rows in longest_first(lengths, SCORED_TOGETHER):
+        batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], task.pad)
+        yield rows, unmasked(batch).to(task.reference.device)
 
 
 def _mixture(table: pd.DataFrame, folders: Mapping[Policy, Path], task: Task) -> Any:
@@ -152,16 +159,6 @@ def _mixture(table: pd.DataFrame, folders: Mapping[Policy, Path], task: Task) ->
 def _logps(model: PreTrainedModel, table: pd.DataFrame, task: Task) -> Tensor:
     """log π of every response of the table, (N,) in float64, nats."""
     logps_N = torch.empty(len(table), dtype=torch.float64)
-    prompts, responses = _sequences(table, task)
-    for rows in longest_first(_lengths(prompts, responses), SCORED_TOGETHER):
-        batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], task.pad).to(model.device)
+    for rows, batch in _batches(table, task):
         logps_N[rows] = token_logps(model, batch).double().sum(1).cpu()
     return logps_N
-
-
-def _sequences(table: pd.DataFrame, task: Task) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    return [task.prompts[key]["prompt_ids"] for key in table["id"]], list(table["response_ids"])
-
-
-def _lengths(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[int]:
-    return [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]

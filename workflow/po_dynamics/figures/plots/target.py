@@ -64,7 +64,7 @@ def _caption(table: pd.DataFrame, labels: dict[str, str]) -> str:
     own = table[table["own_tau"]].groupby("tau", sort=True)["run"].unique()
     owned = "; ".join(f"{', '.join(labels[run] for run in dict.fromkeys(found))} {tau:g}" for tau, found in own.items())
     shown = f"""KL(π ‖ π^τ) = KL(π ‖ π_ref) − E_π[r]/τ + log Z to the target π^τ ∝ π_ref exp(r/τ) on
-        {table["model"].iloc[0]}: π_ref is the SFT model, where every line starts; responses sampled to
+        {table["model"].iloc[0]}: π_ref is the SFT model (0 %); responses sampled to
         {captions.plural(prompts, "prompt")}. Bands: 95 % bootstrap intervals over prompts, one per seed; thin lines the
         seeds, thick lines their mean. Each run's own τ (β, or PPO's KL coefficient): {owned}."""
     limits = f"""log Z by importance sampling from the SFT model and all last checkpoints (mean over prompts):
