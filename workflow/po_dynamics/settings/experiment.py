@@ -77,7 +77,7 @@ class TargetSamples(Settings):
 
     prompts: Annotated[int, Field(ge=2)] = 24
     """drawn from the evaluation prompts; intervals resample them"""
-    samples: Positive = 8
+    samples: Positive = 6
     """responses of a checkpoint to each prompt"""
     proposal_samples: Annotated[int, Field(ge=2)] = 16
     """responses of the SFT model, and of each training's last checkpoint, to each prompt; they also estimate log Z"""
