@@ -132,6 +132,19 @@ def scoring_code(wildcards):
     return module_fingerprint((scoring_function(wildcards) or "").partition(":")[0])
 
 
+def target_function(wildcards):
+    """The "module:function" whose target policies are compared with, if the configuration names one."""
+    return CONFIG["target"]["reward"] or scoring_function(wildcards)
+
+
+def target_model(wildcards):
+    return None if target_function(wildcards) else layout.REWARD
+
+
+def target_code(wildcards):
+    return module_fingerprint((target_function(wildcards) or "").partition(":")[0])
+
+
 def seeds(family=None, probed=None):
     """(model, run, seed) of every trained run, or of those of one family, or of those that are probed."""
     return [

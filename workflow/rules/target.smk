@@ -22,9 +22,7 @@ if CONFIG["target"]:
     # One job for all runs of a model: policies weigh one another's samples, and jobs pay seconds of imports.
     rule sample_target:
         input:
-            unpack(
-                artefacts(sft=layout.SFT, data=layout.DATA, reward=scoring_model, checkpoints=target_checkpoints)
-            ),
+            unpack(artefacts(sft=layout.SFT, data=layout.DATA, reward=target_model, checkpoints=target_checkpoints)),
         output:
             samples=layout.TARGET_SAMPLES,
             provenance=layout.record(layout.TARGET_SAMPLES),
@@ -38,8 +36,8 @@ if CONFIG["target"]:
             runtime=needs("generate", "runtime"),
         params:
             code=code("sample_target.py"),
-            function=scoring_function,
-            function_code=scoring_code,
+            function=target_function,
+            function_code=target_code,
             steps=target_steps,
             settings={
                 key: CONFIG["target"][key] for key in ("prompts", "samples", "proposal_samples", "max_new_tokens")
@@ -50,9 +48,7 @@ if CONFIG["target"]:
 
     rule tabulate_target:
         input:
-            unpack(
-                artefacts(samples=[of_experiment(layout.TARGET_SAMPLES, model=model) for model in TARGET_TRAININGS])
-            ),
+            unpack(artefacts(samples=[of_experiment(layout.TARGET_SAMPLES, model=model) for model in TARGET_TRAININGS])),
         output:
             target=TARGET,
             partition=f"{layout.TABLES}/target_partition.csv",

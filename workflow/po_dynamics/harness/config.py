@@ -109,7 +109,8 @@ def _run(settings: Configuration, entry: str, name: str, model: str, parameters:
         raise _bad(
             f"runs.{entry}.objective",
             run.objective,
-            "an objective that needs no log Z, which no stage estimates for preference prompts: rda, rda_posterior, pra or pra_posterior",
+            "an objective that needs no log Z of preference prompts, which no stage estimates: rda, rda_posterior, pra "
+            "or pra_posterior",
         )
     start = run.init if isinstance(run.init, Start) else None
     return Run(

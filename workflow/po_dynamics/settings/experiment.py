@@ -90,6 +90,8 @@ class Target(TargetSamples):
 
     runs: Distinct[str]
     """names of runs whose checkpoints are compared (of a sweep, of its runs); the SFT model, their start, is π_ref"""
+    reward: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """r of the target, a "module:function"; null: the model's `preference_rewards`, or its reward model"""
     temperature: Rate = 1.0
     """τ for all of them, beside each run's own, which is its β or, of PPO, its KL coefficient"""
     least_ess: Annotated[float, Field(ge=1)] = 10.0
