@@ -145,6 +145,14 @@ def test_a_reward_that_is_not_finite_is_refused(folders, tmp_path):
     assert not (tmp_path / "target.parquet").exists()
 
 
+def test_a_single_prompt_is_refused(folders, tmp_path):
+    pd.read_parquet(folders / "prompts.parquet").head(1).to_parquet(tmp_path / "one.parquet")
+    with pytest.raises(InputError, match=r"one\.parquet: one prompt leaves room for 3 tokens; intervals need two"):
+        sample_policies(
+            {}, folders / "sft", "toy:words", tmp_path / "one.parquet", tmp_path / "target.parquet", SETTINGS, 0
+        )
+
+
 # -------------------------------------------------------------- enumeration as sampling: dyadic laws, no model at all
 
 TOKENS = {"reference": {"a": 0.25, "b": 0.25, ".": 0.5}, "policy": {"a": 0.5, "b": 0.25, ".": 0.25}}

@@ -41,7 +41,7 @@ def test_every_target_is_there(results):
     target = pd.read_csv(smoke / "tables/target.csv")
     compared = {(run.name, step) for run in RUNS if run.target for step in run.steps}
     assert set(zip(target["run"], target["step"], strict=True)) == compared | {("sft", 0)}
-    assert target[target["own_tau"]].groupby("run")["tau"].first().to_dict() == {"ppo": 0.1, "rda": 0.5}
+    assert target[target["own_tau"]].groupby("run")["tau"].first().to_dict() == {"ppo": 0.1, "pra": 0.5, "rda": 0.5}
     assert (smoke / "figures/menagerie/target.png").stat().st_size > 5_000
     assert set(pd.read_csv(smoke / "tables/target_claims.csv")["model"]) == {"menagerie"}
     win_rates = pd.read_csv(smoke / "tables/win_rates.csv")

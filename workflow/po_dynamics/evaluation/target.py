@@ -88,6 +88,8 @@ def sample_policies(
     settings = TargetSamples.of(settings, "target")
     tokenizer, model = load_policy(reference, "float32")
     rows, _ = draw_prompts(prompts, tokenizer, model, settings.max_new_tokens, settings.prompts, seed)
+    if len(rows) < 2:
+        raise InputError(f"{prompts}: one prompt leaves room for {settings.max_new_tokens} tokens; intervals need two")
     scorer = reward_models.load(reward, tokenizer, SCORED_TOGETHER, default_device())
     task = Task(model, tokenizer, {str(row["id"]): row for row in rows}, scorer, settings, seed)
     folders = {REFERENCE: reference, **policies}
