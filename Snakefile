@@ -18,6 +18,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/probe.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/bandit.smk"
+include: "workflow/rules/target.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -34,3 +35,4 @@ rule all:
         TABLES,
         figure_files,
         BANDIT_FILES,
+        TARGET_FILES,

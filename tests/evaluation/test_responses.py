@@ -6,6 +6,7 @@ import torch
 import toy
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import responses as evaluation
+from po_dynamics.evaluation.policies import encode_prompts
 from po_dynamics.models.batches import collate, token_logps
 from po_dynamics.models.tokenizers import encode_prompt, load_tokenizer
 from transformers import GenerationConfig
@@ -81,19 +82,6 @@ def test_degenerate(ids, expected):
     assert evaluation.is_degenerate(ids, eos=1) is expected
 
 
-def test_kl_is_the_sum_of_exact_token_kls():
-    tokenizer = toy.tiny_tokenizer()
-    policy, reference = (toy.tiny_model(seed=seed, dtype=torch.float64) for seed in (0, 1))
-    prompts, responses = [[5, 6], [7, 8, 9]], [[10, 11, 1], [12]]
-    kl = evaluation.sequence_kl(policy, reference, collate(prompts, responses, tokenizer.pad_token_id))
-    for row in range(2):
-        ids = torch.tensor([prompts[row] + responses[row]])
-        p, q = (model(input_ids=ids).logits[0].log_softmax(-1) for model in (policy, reference))
-        places = range(len(prompts[row]) - 1, ids.shape[1] - 1)
-        expected = sum(torch.nn.functional.kl_div(q[t], p[t], reduction="sum", log_target=True) for t in places)
-        assert kl[row].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
 def test_kl_estimates_the_kl_of_responses():
     """Against the exact KL of whole responses, by enumeration over a vocabulary of a few tokens."""
     tokenizer = toy.tiny_tokenizer()
@@ -158,7 +146,7 @@ def test_final_responses_answer_each_prompt_once(run, tmp_path, capsys):
 
 def test_final_responses_count_what_they_leave_out(run, tmp_path, capsys):
     arguments = run / "step-5", run / "prompts.parquet", tmp_path / "d.parquet"
-    lengths = [len(row["prompt_ids"]) for row in evaluation._encode_prompts(arguments[1], toy.tiny_tokenizer())]
+    lengths = [len(row["prompt_ids"]) for row in encode_prompts(arguments[1], toy.tiny_tokenizer())]
     evaluation.final_responses(*arguments, {"max_new_tokens": 128 - 6}, n=50, seed=0)
     long = sum(length > 6 for length in lengths)
     assert 0 < long < 12

@@ -13,8 +13,8 @@ from po_dynamics.figures import registry
 from po_dynamics.figures.registry import FIGURES, Drawing, Figure, drawings
 
 
-def run(name, family, probe=True, model="m"):
-    return SimpleNamespace(name=name, model=model, family=family, probe=probe)
+def run(name, family, probe=True, model="m", target=False):
+    return SimpleNamespace(name=name, model=model, family=family, probe=probe, target=target)
 
 
 def test_each_run_has_the_figures_that_concern_it(monkeypatch):
@@ -24,17 +24,19 @@ def test_each_run_has_the_figures_that_concern_it(monkeypatch):
         Figure("probed_{run}", "m:f", final_set="heldout"),
         Figure("offline_{run}", "m:f", families=("offline",), final_set="train"),
         Figure("online_{run}", "m:f", families=("online",)),
+        Figure("target", "m:f", target=True),
     )
     monkeypatch.setattr(registry, "FIGURES", figures)
     runs = [
         run("dpo", "offline"),
-        run("ppo", "online"),
+        run("ppo", "online", target=True),
         run("ipo", "offline", probe=False),
         run("dpo", "offline", model="n"),
     ]
     found = drawings(runs, {"offline": ["heldout", "train"], "online": ["heldout"]})
     assert {file for model, file in found if model == "m"} == {
-        *("all_dpo", "all_ppo", "all_ipo", "one", "probed_dpo", "probed_ppo", "offline_dpo", "online_ppo")
+        *("all_dpo", "all_ppo", "all_ipo", "one", "probed_dpo", "probed_ppo", "offline_dpo", "online_ppo"),
+        "target",
     }
     assert [file for model, file in found if model == "n"] == ["all_dpo", "one", "probed_dpo", "offline_dpo"]
     assert all((drawing.model, drawing.file) == key for key, drawing in found.items())

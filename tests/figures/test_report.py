@@ -104,9 +104,30 @@ def test_the_exact_bandit_has_a_section_with_its_claims(inputs, tmp_path):
     assert "law.csv" in shown.links
 
 
-def test_without_the_exact_bandit_there_is_no_section(page):
+def test_the_distance_to_the_target_has_a_section_with_its_claims(inputs, tmp_path):
+    row = {"model": "menagerie", "tau": 0.1, "low": 7.31, "high": 10.28, "log_z": 8.87, "ess": 4.7, "n_low_ess": 17}
+    row |= {"prompts": 24, "reward": 0.01, "kl_to_reference": 0.5} | dict.fromkeys(("fall", "fall_low", "fall_high"), 2)
+    ends = (("sft", 0, 8.82, False), ("dpo", 0, 8.82, True), ("dpo", 250, 7.0, True))
+    keys = ("run", "step", "kl_to_target", "own_tau")
+    pd.DataFrame([row | {"seed": 0} | dict(zip(keys, end, strict=True)) for end in ends]).to_csv(
+        tmp_path / "target.csv"
+    )
+    claim = {"claim": "nearer", "model": "menagerie", "verdict": "holds", "rule": "fall > 0"}
+    pd.DataFrame([claim | {"statistic": 1.82, "low": 0.48, "high": 3.31}]).to_csv(tmp_path / "claims.csv")
+    target = report.Target(tmp_path / "target.csv", tmp_path / "claims.csv")
+    report.write_report(tmp_path / "report.html", report.Contents(**inputs, target=target))
+    shown = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {"#target"} <= set(shown.links)
+    assert "nearer holds 1.82 0.48 to 3.31 fall > 0" in shown.text
+    assert "DPO, seed 0 0.1 its own 7.00 7.31 to 10.28 2.00 2.00 to 2.00 0.50 0.01 8.87 5 17 of 24" in shown.text
+    assert "SFT model 0.1 8.82" in shown.text
+    assert "DPO, seed 0 0.1 its own 8.82" not in shown.text  # an earlier checkpoint
+    assert "target.csv" in shown.links
+
+
+def test_without_the_exact_bandit_and_the_target_there_are_no_sections(page):
     assert "Where everything is known" not in page.text
-    assert "#known" not in page.links
+    assert {"#known", "#target"}.isdisjoint(page.links)
 
 
 def test_why_both_fall_has_a_section_with_its_figures_and_the_check(inputs, tmp_path):

@@ -162,6 +162,11 @@ def edit(config, path, value):
         ("runs.dpo.models", ["gpt"], r"'runs\.dpo\.models' is 'gpt'; it must be one of menagerie"),
         ("runs.dpo_no_pos.init", {"run": "nope", "step": 175}, r"nope.*run of the same family"),
         ("runs.dpo_no_pos.init", {"run": "dpo", "step": 170}, r"170.*checkpoint of dpo"),
+        ("target.runs", ["dpoo"], r"'target\.runs' is 'dpoo'; it must be a run: dpo, cdpo"),
+        ("target.runs", ["dpo", "cdpo"], r"'target\.runs' is 'cdpo'; it must be a run: dpo, cdpo_t1-75"),
+        ("runs.dpo.init", "base", r"'target\.runs' is 'dpo'; .* starts from the SFT model"),
+        ("runs.ppo.training", {"kl_coefficient": 0.0}, r"'target\.runs' is 'ppo'; .* temperature: beta, or a kl_c"),
+        ("target.least_ess", 0.5, r"'target\.least_ess' is 0\.5; it must be at least 1"),
         ("experiment", "../etc", r"'experiment' is '\.\./etc'"),
         ("seed", 1, r"'seed' is unknown"),
     ],
@@ -174,9 +179,23 @@ def test_mistakes_are_named(demo, path, value, message):
 
 def test_sweep_makes_one_run_per_item_named_by_what_it_sets(demo):
     demo["runs"] = {"cppo_top": {"objective": "cppo_top", "sweep": [{"lambda": 0.3}, {"lambda": 0.7}]}}
+    demo["target"] = {"runs": ["cppo_top_lambda-0.7"]}
     runs = configuration.load(demo).runs
     assert [name for _, name in runs] == ["cppo_top_lambda-0.3", "cppo_top_lambda-0.7"]
     assert [run.objective.parameters["lambda"] for run in runs.values()] == [0.3, 0.7]
+    assert [run.target for run in runs.values()] == [False, True]
+
+
+def test_a_target_has_the_temperature_of_its_run(demo):
+    demo["runs"]["rda"]["parameters"]["beta"] = 0.3
+    runs = configuration.load(demo).runs
+    assert {name: run.temperature for (_, name), run in runs.items() if run.target} == {
+        "dpo": 0.1,
+        "rda": 0.3,
+        "ppo": 0.1,
+    }
+    del demo["target"]
+    assert not any(run.target for run in configuration.load(demo).runs.values())
 
 
 def test_chunks_cover_every_checkpoint_once(demo):

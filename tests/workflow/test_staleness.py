@@ -48,6 +48,7 @@ EDITS = {
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
     "the exact bandit": statement("bandit/gradients.py"),
+    "samples for the distance": statement("evaluation/target.py"),
     "rewards of pairs": statement("training/preference_rewards.py"),
     "hub conversion": statement("models/hub.py"),
     "a new figure": replaced(

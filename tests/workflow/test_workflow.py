@@ -38,6 +38,12 @@ def test_every_target_is_there(results):
         assert (smoke / f"figures/menagerie/{name}.png").stat().st_size > 5_000
     assert (smoke / "figures/bandit.png").stat().st_size > 5_000
     assert set(pd.read_csv(smoke / "tables/bandit_claims.csv")["model"]) == {"bandit"}
+    target = pd.read_csv(smoke / "tables/target.csv")
+    compared = {(run.name, step) for run in RUNS if run.target for step in run.steps}
+    assert set(zip(target["run"], target["step"], strict=True)) == compared | {("sft", 0)}
+    assert target[target["own_tau"]].groupby("run")["tau"].first().to_dict() == {"ppo": 0.1, "pra": 0.5, "rda": 0.5}
+    assert (smoke / "figures/menagerie/target.png").stat().st_size > 5_000
+    assert set(pd.read_csv(smoke / "tables/target_claims.csv")["model"]) == {"menagerie"}
     win_rates = pd.read_csv(smoke / "tables/win_rates.csv")
     assert set(win_rates["run"]) == {"base", *(run.name for run in RUNS)}
     assert "cppo_top_lambda-0.3" in set(win_rates["run"])

@@ -132,6 +132,19 @@ def scoring_code(wildcards):
     return module_fingerprint((scoring_function(wildcards) or "").partition(":")[0])
 
 
+def target_function(wildcards):
+    """The "module:function" whose target policies are compared with, if the configuration names one."""
+    return CONFIG["target"]["reward"] or scoring_function(wildcards)
+
+
+def target_model(wildcards):
+    return None if target_function(wildcards) else layout.REWARD
+
+
+def target_code(wildcards):
+    return module_fingerprint((target_function(wildcards) or "").partition(":")[0])
+
+
 def seeds(family=None, probed=None):
     """(model, run, seed) of every trained run, or of those of one family, or of those that are probed."""
     return [
@@ -140,6 +153,26 @@ def seeds(family=None, probed=None):
         for seed in run.seeds
         if family in (None, run.family) and probed in (None, run.probe)
     ]
+
+
+# (run, seed) of the trainings that are compared with their target, by model.
+TARGET_TRAININGS = {
+    model: [(run.name, seed) for run in RUNS.values() if run.target and run.model == model for seed in run.seeds]
+    for model in dict.fromkeys(run.model for run in RUNS.values() if run.target)
+}
+
+
+def target_checkpoints(wildcards):
+    return [
+        of_experiment(layout.CHECKPOINTS, model=wildcards.model, run=run, seed=seed)
+        for run, seed in TARGET_TRAININGS[wildcards.model]
+    ]
+
+
+def target_steps(wildcards):
+    """Checkpoints that are sampled, by run; at step 0 every run is the reference."""
+    runs = dict.fromkeys(run for run, _ in TARGET_TRAININGS[wildcards.model])
+    return {run: [step for step in RUNS[wildcards.model, run].steps if step > 0] for run in runs}
 
 
 def runs_of(family):
@@ -229,8 +262,9 @@ def drawn_from(wildcards):
     """Tables of a figure, named as the arguments of its function; the records of what wrote them decide."""
     figure, model, run = drawing(wildcards)
     found = {Path(name).stem: ancient(f"{layout.TABLES}/{name}") for name in figure.tables}
-    judged = ("win_rates.csv", "results.csv")  # which one rule writes, with the record of the first
-    records = {WIN_RATES if name in judged else DYNAMICS for name in figure.tables}
+    # Rules that write several tables have the record of the first.
+    others = {"win_rates.csv": WIN_RATES, "results.csv": WIN_RATES, "target.csv": TARGET}
+    records = {others.get(name, DYNAMICS) for name in figure.tables}
     for name in figure.of_seeds:
         files = f"{layout.RUN}/{name}".replace("{run}", run)
         found[Path(name).stem] = [files.replace("{seed}", str(seed)) for seed in RUNS[model, run].seeds]

@@ -95,6 +95,7 @@ rule write_report:
     input:
         unpack(artefacts(figures=figure_files)),
         **BANDIT_SHOWN,
+        **TARGET_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",

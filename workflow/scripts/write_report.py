@@ -6,10 +6,15 @@ from po_dynamics.harness.job import inputs_of, stage
 
 with stage(snakemake):
     import yaml
-    from po_dynamics.figures.report import Contents, Displacement, ExactBandit, write_report
+    from po_dynamics.figures.report import Contents, Displacement, ExactBandit, Target, write_report
 
     inputs = inputs_of(snakemake)
-    bandit = {name: inputs[f"bandit_{name}"] for name in ExactBandit._fields if f"bandit_{name}" in inputs}
+
+    def part(kind, prefix):
+        """The files of a part of the report that an experiment may do without."""
+        files = {name: inputs.get(f"{prefix}_{name}") for name in kind._fields}
+        return kind(**files) if all(files.values()) else None
+
     contents = Contents(
         experiment=snakemake.wildcards.experiment,
         config=yaml.safe_load(inputs["config"].read_text()),
@@ -18,7 +23,8 @@ with stage(snakemake):
         win_rates=inputs["win_rates"],
         figures=inputs["figures"],
         tables=[inputs["dynamics"]],
-        bandit=ExactBandit(**bandit) if bandit else None,
         displacement=Displacement(inputs["displacement"], inputs["displacement_check"]),
+        bandit=part(ExactBandit, "bandit"),
+        target=part(Target, "target"),
     )
     write_report(Path(snakemake.output.report), contents)

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
-from po_dynamics.models.batches import Batch, collate, longest_first
-from po_dynamics.models.loading import context_length, default_device, evaluating, load_model
+from po_dynamics.evaluation.policies import divergence, draw_prompts, encode_prompts, load_policy
+from po_dynamics.models.batches import collate, longest_first
+from po_dynamics.models.loading import context_length, default_device, evaluating
 from po_dynamics.models.sampling import CachedRollout, Sampling, greedy, row_uniforms
-from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
 from po_dynamics.settings.experiment import Responses
-from po_dynamics.storage.parquet import read_rows, write_frame
+from po_dynamics.storage.parquet import write_frame
 
 Ids = list[int]
 
@@ -79,19 +79,13 @@ def final_responses(
     standard error. The latter two stay: they are what the model says. InputError when all are empty.
     """
     new = Responses.of(settings, "evaluation").max_new_tokens
-    tokenizer, model = _load(checkpoint, "float32")
-    pool = _each_once(_encode_prompts(prompts, tokenizer))
-    context = context_length(model) or sys.maxsize
-    fitting = [row for row in pool if len(row["prompt_ids"]) + new <= context]
-    if not fitting:
-        raise InputError(f"{prompts}: no prompt leaves room for {new} tokens in {context}")
-    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = [fitting[i] for i in order[:n]]
+    tokenizer, model = load_policy(checkpoint, "float32")
+    rows, too_long = draw_prompts(prompts, tokenizer, model, new, n, seed)
     ids = greedy_responses(model, tokenizer, [row["prompt_ids"] for row in rows], new, description="final responses")
     eos = tokenizer.eos_token_id
     empty, unended = sum(r == [eos] for r in ids), sum(r[-1] != eos for r in ids)
     _say(
-        f"{len(rows)} of {n} prompts answered; {len(pool) - len(fitting)} too long to draw from; {empty} responses "
+        f"{len(rows)} of {n} prompts answered; {too_long} too long to draw from; {empty} responses "
         f"empty, {unended} cut at {new} tokens"
     )
     if empty == len(rows):
@@ -100,25 +94,6 @@ def final_responses(
     table["response_ids"] = ids
     table["response"] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     write_frame(table, output)
-
-
-def _load(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer, model = read_tokenizer(folder), load_model(folder, dtype=dtype)
-    prepare_tokenizer(tokenizer, model)  # changes nothing from the SFT stage on
-    return tokenizer, model
-
-
-def _encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    rows = read_rows(path, ["id", "prompt"])
-    return [{**row, "prompt_ids": encode_prompt(tokenizer, row["prompt"])} for row in rows]
-
-
-def _each_once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of every prompt, in their order."""
-    unique: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        unique.setdefault(repr(row["prompt"]), row)
-    return list(unique.values())
 
 
 # ------------------------------------------------------------------------------------------------------ evaluation
@@ -151,11 +126,11 @@ def evaluate_responses(
     dtype = "bfloat16" if default_device().type == "cuda" else "float32"
     tables = []
     for step, folder in sorted(checkpoints.items()):
-        tokenizer, policy = _load(folder, dtype)
-        rows = _encode_prompts(prompts, tokenizer)
+        tokenizer, policy = load_policy(folder, dtype)
+        rows = encode_prompts(prompts, tokenizer)
         prompt_ids = [row["prompt_ids"] for row in rows]
         ids = greedy_responses(policy, tokenizer, prompt_ids, new, description=f"step {step}: greedy")
-        _, reference = _load(sft, dtype)
+        _, reference = load_policy(sft, dtype)
         kl = kl_to_reference(policy, reference, tokenizer, prompt_ids, new, seed)
         del policy, reference
         tables.append(_table(step, rows, ids, kl, tokenizer))
@@ -217,20 +192,8 @@ def kl_to_reference(
     with torch.inference_mode():
         for rows in longest_first(lengths, max(1, batch_size // 4)):
             batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], pad).to(policy.device)
-            result[rows] = sequence_kl(policy, reference, batch).cpu()
+            result[rows] = divergence(policy, reference, batch).kl_B.cpu()
     return result
-
-
-def sequence_kl(policy: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
-    """Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)) over the response tokens of each row, (B,) in float64, nats."""
-    log_probs = []
-    for model in (policy, reference):
-        output = model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL, use_cache=False)
-        log_probs.append(output.logits[:, :-1][batch.loss_mask_BT].float().log_softmax(-1))
-    policy_NV, reference_NV = log_probs
-    kl_N = (policy_NV.exp() * (policy_NV - reference_NV)).sum(-1).double()
-    kl_BT = kl_N.new_zeros(batch.loss_mask_BT.shape).masked_scatter(batch.loss_mask_BT, kl_N)
-    return kl_BT.sum(1)
 
 
 def _rewards(

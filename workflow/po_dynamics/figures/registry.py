@@ -25,6 +25,8 @@ class Run(Protocol):
     def family(self) -> str: ...
     @property
     def probe(self) -> bool: ...
+    @property
+    def target(self) -> bool: ...
 
 
 class Figure(NamedTuple):
@@ -39,6 +41,7 @@ class Figure(NamedTuple):
     of_seeds: tuple[str, ...] = ()  # files of each seed's folder; the function is given tables by seed
     families: tuple[str, ...] = ("offline", "online")
     final_set: str | None = None  # drawn of probed runs whose family has these final responses
+    target: bool = False  # drawn of runs that are compared with their target
 
     @property
     def per_run(self) -> bool:
@@ -47,7 +50,7 @@ class Figure(NamedTuple):
     def applies(self, run: Run, final_sets: Mapping[str, Collection[str]]) -> bool:
         """Whether the run has this figure; `final_sets` by family."""
         probed = self.final_set is None or (run.probe and self.final_set in final_sets[run.family])
-        return run.family in self.families and probed
+        return run.family in self.families and probed and (run.target or not self.target)
 
 
 FIGURES = (
@@ -81,6 +84,7 @@ FIGURES = (
         families=("offline",),
         final_set="heldout",
     ),
+    Figure("target", "target:draw_target", ("target.csv",), target=True),
     Figure("training_{run}", "training:draw_training", of_seeds=("training.csv",)),
 )
 

@@ -43,6 +43,13 @@ class Displacement(NamedTuple):
     check: Path
 
 
+class Target(NamedTuple):
+    """Tables of the policies' distance to their target that the report shows."""
+
+    distances: Path
+    claims: Path
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the report shows.
@@ -58,6 +65,7 @@ class Contents:
         tables: further tables to link to.
         bandit: the exact bandit's section; None: without.
         displacement: the tables of the section "Why do both fall?"; None: without.
+        target: the section on the language models' distance to their target; None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -70,6 +78,7 @@ class Contents:
     tables: Sequence[Path] = ()
     bandit: ExactBandit | None = None
     displacement: Displacement | None = None
+    target: Target | None = None
     records: Iterable[Path] | None = None
 
 
@@ -94,6 +103,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         linked = [*linked, *contents.displacement]
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
+    linked += contents.target or ()
     return {
         "experiment": contents.experiment,
         "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
@@ -101,6 +111,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
         "both_fall": _both_fall(contents),
         "bandit": bandit and _bandit(bandit, root),
+        "target": contents.target and _target(contents.target, contents.runs),
         "stages": _stages(_records(records)),
         "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
         "files": _files([contents.results, contents.win_rates, *linked], drawn, root),
@@ -208,6 +219,15 @@ def _bandit(files: ExactBandit, root: Path) -> dict[str, Any]:
     ]
     claims = _read(files.claims).to_dict("records")
     return {"figure": _figure(files.figure, root), "claims": claims, "taus": list(steps), "law": rows}
+
+
+def _target(files: Target, runs: Runs) -> dict[str, Any]:
+    """The claims, and of the SFT model and each training the last distance at every τ."""
+    table = _read(files.distances)
+    labels = run_labels(list(dict.fromkeys(table["run"])), runs, with_objective=True) | {"sft": "SFT model"}
+    ends = table.sort_values("step").groupby(["tau", "model", "run", "seed"], sort=True).tail(1)
+    rows = ends.sort_values(["tau", "model", "run", "seed"]).to_dict("records")
+    return {"claims": _read(files.claims).to_dict("records"), "rows": [r | {"label": labels[r["run"]]} for r in rows]}
 
 
 def _by_number(path: Path) -> tuple[str, list[tuple[int, str]]]:

@@ -34,6 +34,7 @@ class Run:
     init_run: str | None
     seeds: tuple[int, ...]
     probe: bool
+    target: bool
 
     @property
     def family(self) -> str:
@@ -43,6 +44,12 @@ class Run:
     def steps(self) -> list[int]:
         """Checkpointed steps, ascending; a run that starts from a checkpoint has none before it."""
         return [step for step in self.settings["checkpoints"] if step >= self.init_step]
+
+    @property
+    def temperature(self) -> float:
+        """τ of the target π_ref exp(r/τ): β of an offline objective, the KL coefficient of online training; 0: none."""
+        given = self.objective.parameters if self.family == "offline" else self.settings
+        return float(given.get("beta" if self.family == "offline" else "kl_coefficient", 0.0))
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ def load(config: Mapping[str, Any]) -> Experiment:
                 runs[model, name] = _run(settings, entry, name, model, parameters)
     for resolved in runs.values():
         _check_start(resolved, runs)
+    _check_target(settings, runs)
     return Experiment(settings.resolved(), runs)
 
 
@@ -101,7 +109,8 @@ def _run(settings: Configuration, entry: str, name: str, model: str, parameters:
         raise _bad(
             f"runs.{entry}.objective",
             run.objective,
-            "an objective that needs no log Z, which no stage estimates: rda, rda_posterior, pra or pra_posterior",
+            "an objective that needs no log Z of preference prompts, which no stage estimates: rda, rda_posterior, pra "
+            "or pra_posterior",
         )
     start = run.init if isinstance(run.init, Start) else None
     return Run(
@@ -114,6 +123,7 @@ def _run(settings: Configuration, entry: str, name: str, model: str, parameters:
         init_run=start.run if start else None,
         seeds=run.seeds,
         probe=run.probe,
+        target=settings.target is not None and name in settings.target.runs,
     )
 
 
@@ -135,3 +145,15 @@ def _check_start(run: Run, runs: Mapping[tuple[str, str], Run]) -> None:
         raise _bad(f"runs.{run.name}.init.step", run.init_step, f"a checkpoint of {parent.name}: {parent.steps}")
     if missing := set(run.seeds) - set(parent.seeds):
         raise _bad(f"runs.{run.name}.seeds", min(missing), f"a seed of {parent.name}: {list(parent.seeds)}")
+
+
+def _check_target(settings: Configuration, runs: Mapping[tuple[str, str], Run]) -> None:
+    """The runs of the section `target` exist, start from the SFT model, π_ref, and have a target."""
+    for name in settings.target.runs if settings.target else ():
+        if not any(name == run for _, run in runs):
+            raise _bad("target.runs", name, f"a run: {', '.join(dict.fromkeys(run for _, run in runs))}")
+    for run in filter(lambda run: run.target, runs.values()):
+        if run.init != "sft":
+            raise _bad("target.runs", run.name, "a run that starts from the SFT model, which is π_ref here")
+        if run.temperature <= 0:
+            raise _bad("target.runs", run.name, "a run with a temperature: beta, or a kl_coefficient above 0")

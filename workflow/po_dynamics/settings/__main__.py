@@ -34,6 +34,7 @@ SECTIONS = {
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
     "bandit": ("ExactBandit",),
+    "target": ("Target",),
 }
 INTRODUCTION = f"""<!-- Written by `{COMMAND}` from workflow/po_dynamics/settings/; edit there. -->
 

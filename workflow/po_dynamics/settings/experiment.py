@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from po_dynamics.settings.bandit import ExactBandit
-from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Settings, Some, mistake
+from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Rate, Settings, Some, mistake
 from po_dynamics.settings.data import Data
 from po_dynamics.settings.models import Model
 from po_dynamics.settings.probe import Probe
@@ -72,6 +72,32 @@ class Evaluation(Responses):
     """null: all checkpoints of a run in one job"""
 
 
+class TargetSamples(Settings):
+    """Responses that policies are compared with their target on."""
+
+    prompts: Annotated[int, Field(ge=2)] = 24
+    """drawn from the evaluation prompts; intervals resample them"""
+    samples: Positive = 6
+    """responses of a checkpoint to each prompt"""
+    proposal_samples: Annotated[int, Field(ge=2)] = 16
+    """responses of the SFT model, and of each training's last checkpoint, to each prompt; they also estimate log Z"""
+    max_new_tokens: Positive = 64
+    """tokens at which a response is cut; what is cut there is a response of its own"""
+
+
+class Target(TargetSamples):
+    """Distance of language models to the target of their objectives, π_ref(y|x) exp(r(x, y)/τ)/Z(x)."""
+
+    runs: Distinct[str]
+    """names of runs whose checkpoints are compared (of a sweep, of its runs); the SFT model, their start, is π_ref"""
+    reward: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """r of the target, a "module:function"; null: the model's `preference_rewards`, or its reward model"""
+    temperature: Rate = 1.0
+    """τ for all of them, beside each run's own, which is its β or, of PPO, its KL coefficient"""
+    least_ess: Annotated[float, Field(ge=1)] = 10.0
+    """effective sample size below which the log Z of a prompt is flagged"""
+
+
 class Configuration(Settings):
     """A configuration. Keys that start with x- are free, a place for YAML anchors."""
 
@@ -93,6 +119,8 @@ class Configuration(Settings):
     """of every checkpoint"""
     bandit: ExactBandit | None = None
     """the exact bandit beside the language models, `{}` with its defaults; null: without; see docs/udrra.md"""
+    target: Target | None = None
+    """distance of policies to the target of their objectives; null: without; see docs/udrra.md"""
     device_memory_gb: Annotated[float, Field(gt=16)] = 80.0
     """of one device; jobs of published models ask for as many as their parameters need"""
     keep_checkpoints: bool = True

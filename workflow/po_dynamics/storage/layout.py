@@ -28,6 +28,7 @@ REWARD = MODEL + "/reward"
 PREFERENCES = MODEL + "/preferences.parquet"
 PREFERENCE_REWARDS = MODEL + "/rewards.parquet"
 REFERENCE = MODEL + "/reference/{init}.parquet"
+TARGET_SAMPLES = MODEL + "/target.parquet"
 MODEL_STATE = MODEL + "/state"
 STAGE_EVALUATION = MODEL + "/evaluation/{stage}"
 
