@@ -127,6 +127,7 @@ def write_inputs(folder: Path, results: Path | None) -> None:
 
 def run_ours(folder: Path, updates: int) -> dict[str, float]:
     import pandas as pd
+    from po_dynamics.data.tokenising import tokenise
     from po_dynamics.objectives.registry import bind
     from po_dynamics.ppo import train
 
@@ -147,7 +148,11 @@ def run_ours(folder: Path, updates: int) -> dict[str, float]:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         output, log, state = (Path(temporary) / name for name in ("checkpoints", "training.csv", "state"))
-        paths = (folder / "sft", folder / "reward", folder / "preferences.parquet", output, log, state)
+        prompts = Path(temporary) / "prompts.arrow"
+        tokenise(
+            folder / "sft", folder / "preferences.parquet", "eval_prompts", prompts, special_tokens=True, parallel=False
+        )
+        paths = (folder / "sft", folder / "reward", prompts, output, log, state)
         train.train_online(*paths, objective=bind("ppo", {"epsilon": 0.2}), settings=settings, seed=0)
         table = pd.read_csv(log).iloc[1:]
     speeds = [BATCH / (later - earlier) for earlier, later in pairwise(wall)]

@@ -8,10 +8,8 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from po_dynamics.data import sources
 from po_dynamics.data.published import download_data
 from po_dynamics.data.schema import COLUMNS
-from po_dynamics.data.selection import copy_preferences
 from po_dynamics.errors import InputError
 from po_dynamics.storage.parquet import read_rows
 from po_dynamics.world.datasets import write_world_data
@@ -184,6 +182,13 @@ def test_hub_schemas_become_the_common_schema(hub, tmp_path, capsys):
     evaluation = rows(output / "eval_prompts.parquet", "id", "prompt")
     assert [text(row) for row in evaluation] == [f"Question {i}" for i in range(7)]
     assert "data.preferences: 1 of 3 rows" in capsys.readouterr().err
+    about = json.loads((output / "sources.json").read_text())
+    assert about["preferences"]["dropped"] == {"identical answers": 1, "empty text": 1}
+    assert (about["sft"]["rows"], about["sft"]["used"], about["sft"]["dropped"]) == (3, 2, {"no answer": 1})
+    assert about["final_prompts"]["dropped"] == {"repeated prompt": 1}
+    assert (about["sft"]["path"], about["sft"]["split"]) == (hub["sft"]["path"], "train_sft")
+    for name in COLUMNS:
+        assert about[name]["sha256"] == hashlib.sha256((output / f"{name}.parquet").read_bytes()).hexdigest()
 
 
 def test_downloaded_data_can_be_the_source(hub, tmp_path):
@@ -201,6 +206,16 @@ def test_limit_draws_rows_by_seed(hub, tmp_path):
 
     assert len(ids("a", 0)) == 3
     assert ids("b", 0) == ids("c", 0) != ids("d", 1)
+
+
+def test_limit_counts_usable_rows(hub, tmp_path):
+    """Rows that cannot be used do not count: there are as many as were asked for."""
+    table = [ULTRAFEEDBACK[i % 3] for i in range(30)]
+    write_lines(tmp_path / "p.jsonl", table)
+    download_data(tmp_path / "data", {**hub, "preferences": {"path": str(tmp_path / "p.jsonl"), "limit": 8}})
+    kept = rows(tmp_path / "data/preferences.parquet", "id")
+    assert len(kept) == 8
+    assert kept == sorted(kept, key=lambda row: row["id"])
 
 
 @pytest.mark.parametrize(
@@ -226,9 +241,9 @@ def test_bad_sources_are_named_and_nothing_is_overwritten(hub, tmp_path, name, c
 
 
 def test_missing_columns_and_unusable_rows(hub, tmp_path):
-    write_lines(tmp_path / "odd.jsonl", [{"question": "Why?"}])
+    write_lines(tmp_path / "odd.jsonl", [{"text": "Why?"}])
     odd = {**hub, "eval_prompts": {"path": str(tmp_path / "odd.jsonl")}}
-    with pytest.raises(InputError, match=r"data\.eval_prompts: .* no column instruction or .*present: question\)"):
+    with pytest.raises(InputError, match=r"data\.eval_prompts: .* no column instruction or .*present: text\)"):
         download_data(tmp_path / "data", odd)
     write_lines(tmp_path / "same.jsonl", ULTRAFEEDBACK[1:2])
     with pytest.raises(InputError, match="no usable row"):
@@ -236,15 +251,6 @@ def test_missing_columns_and_unusable_rows(hub, tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(InputError, match=r"data\.sft"):
         download_data(tmp_path / "data", {**hub, "sft": {"path": str(tmp_path / "none.jsonl")}})
-
-
-def test_texts_without_turns_are_no_prompt():
-    assert sources.prompt_row({"chosen": "no turns at all"}) is None
-    assert sources.prompt_row({"chosen": "\n\nHuman: \n\nAssistant: Hi"}) is None
-    assert sources.split_turns("\n\nHuman: a\n\nAssistant: b") == [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- on policy
@@ -302,17 +308,7 @@ def test_on_policy_pairs_are_added(folder, model, tmp_path):
 
 def test_without_on_policy_pairs_the_preferences_are_a_copy(folder, tmp_path):
     sample_preferences(tmp_path / "absent", folder, tmp_path / "p.parquet", SETTINGS)
-    copy_preferences(folder, tmp_path / "q.parquet")  # as for a published data set
-    for name in ("p", "q"):
-        assert (tmp_path / f"{name}.parquet").read_bytes() == (folder / "preferences.parquet").read_bytes()
-
-
-def test_preferences_without_a_column_are_not_copied(folder, tmp_path):
-    table = pq.read_table(folder / "preferences.parquet")
-    pq.write_table(table.drop_columns("rejected"), tmp_path / "preferences.parquet")
-    with pytest.raises(InputError, match="no column rejected"):
-        copy_preferences(tmp_path, tmp_path / "copy.parquet")
-    assert not (tmp_path / "copy.parquet").exists()
+    assert (tmp_path / "p.parquet").read_bytes() == (folder / "preferences.parquet").read_bytes()
 
 
 def test_a_model_that_always_says_the_same_is_refused(folder, model, tmp_path):
@@ -329,13 +325,3 @@ def test_a_model_that_always_says_the_same_is_refused(folder, model, tmp_path):
     with pytest.raises(InputError, match="only 0 of 5 pairs"):
         sample_preferences(tmp_path / "mute", folder, tmp_path / "p.parquet", settings)
     assert not (tmp_path / "p.parquet").exists()
-
-
-def test_long_prompts_are_left_out_and_counted(hub, tmp_path, capsys):
-    questions = ["Why?", "Why so?", "Why is it so long?"]
-    (tmp_path / "own.json").write_text(json.dumps([{"instruction": question} for question in questions]))
-    source = {"path": str(tmp_path / "own.json"), "max_prompt_characters": 7}
-    download_data(tmp_path / "short", {**hub, "eval_prompts": source})
-    kept = pq.read_table(tmp_path / "short/eval_prompts.parquet").to_pylist()
-    assert [row["prompt"][0]["content"] for row in kept] == questions[:2]
-    assert "data.eval_prompts: 2 of 3 rows" in capsys.readouterr().err

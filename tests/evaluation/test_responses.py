@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import torch
 import toy
+from po_dynamics.data.token_table import read_prompts
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import responses as evaluation
-from po_dynamics.evaluation.policies import encode_prompts
 from po_dynamics.models.batches import collate, token_logps
 from po_dynamics.models.tokenizers import encode_prompt, load_tokenizer
 from transformers import GenerationConfig
@@ -106,12 +106,12 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     toy.tiny_folder(folder / "sft")
     toy.tiny_folder(folder / "step-5", seed=5)
-    toy.write_prompts(folder / "prompts.parquet", 12)
+    toy.write_tokens(toy.write_prompts(folder / "prompts.parquet", 12), folder / "sft", "final_prompts")
     return folder
 
 
 def test_final_responses(run, tmp_path, capsys):
-    arguments = (run / "step-5", run / "prompts.parquet", tmp_path / "d.parquet", {"max_new_tokens": 9})
+    arguments = (run / "step-5", run / "prompts.arrow", tmp_path / "d.parquet", {"max_new_tokens": 9})
     evaluation.final_responses(*arguments, n=8, seed=3)
     table = pd.read_parquet(tmp_path / "d.parquet")
     assert table.columns.tolist() == ["id", "prompt_ids", "response_ids", "response"]
@@ -136,7 +136,8 @@ def test_final_responses_answer_each_prompt_once(run, tmp_path, capsys):
     table = pd.read_parquet(run / "prompts.parquet")
     table["prompt"] = [table["prompt"][i // 3] for i in range(12)]  # p0, p3, p6, p9 are the first of their prompts
     table.to_parquet(tmp_path / "prompts.parquet")
-    arguments = run / "step-5", tmp_path / "prompts.parquet", tmp_path / "d.parquet", {"max_new_tokens": 9}
+    toy.write_tokens(tmp_path / "prompts.parquet", run / "sft", "final_prompts")
+    arguments = run / "step-5", tmp_path / "prompts.arrow", tmp_path / "d.parquet", {"max_new_tokens": 9}
     evaluation.final_responses(*arguments, n=12, seed=0)
     answered = pd.read_parquet(tmp_path / "d.parquet")
     assert set(answered["id"]) == set(table["id"][::3])
@@ -145,13 +146,13 @@ def test_final_responses_answer_each_prompt_once(run, tmp_path, capsys):
 
 
 def test_final_responses_count_what_they_leave_out(run, tmp_path, capsys):
-    arguments = run / "step-5", run / "prompts.parquet", tmp_path / "d.parquet"
-    lengths = [len(row["prompt_ids"]) for row in encode_prompts(arguments[1], toy.tiny_tokenizer())]
+    arguments = run / "step-5", run / "prompts.arrow", tmp_path / "d.parquet"
+    lengths = [len(prompt.ids) for prompt in read_prompts(arguments[1])]
     evaluation.final_responses(*arguments, {"max_new_tokens": 128 - 6}, n=50, seed=0)
     long = sum(length > 6 for length in lengths)
     assert 0 < long < 12
     assert f"{12 - long} of 50 prompts answered; {long} too long" in capsys.readouterr().err
-    with pytest.raises(InputError, match="no prompt leaves room"):
+    with pytest.raises(InputError, match=r"none of 12 prompts has at most 1 tokens: lower evaluation\.max_new_tokens"):
         evaluation.final_responses(*arguments, {"max_new_tokens": 127}, n=50, seed=0)
 
 
@@ -164,7 +165,7 @@ def test_final_responses_that_are_all_empty(run, tmp_path):
     tokenizer = toy.tiny_tokenizer()
     model.save_pretrained(tmp_path / "step-1")
     tokenizer.save_pretrained(tmp_path / "step-1")
-    arguments = tmp_path / "step-1", run / "prompts.parquet", tmp_path / "d.parquet", {"max_new_tokens": 4}
+    arguments = tmp_path / "step-1", run / "prompts.arrow", tmp_path / "d.parquet", {"max_new_tokens": 4}
     evaluation.final_responses(*arguments, n=3, seed=0)
     assert pd.read_parquet(tmp_path / "d.parquet")["response_ids"].map(list).tolist() == [[0] * 4] * 3
     (tmp_path / "d.parquet").unlink()
@@ -177,7 +178,7 @@ def test_final_responses_that_are_all_empty(run, tmp_path):
 
 def test_evaluation_table(run, tmp_path):
     checkpoints = {0: run / "sft", 5: run / "step-5"}
-    arguments = checkpoints, run / "sft", "toy:words", run / "prompts.parquet", tmp_path / "r.parquet"
+    arguments = checkpoints, run / "sft", "toy:words", run / "prompts.arrow", tmp_path / "r.parquet"
     evaluation.evaluate_responses(*arguments, {"max_new_tokens": 9})
     table = pd.read_parquet(tmp_path / "r.parquet")
     columns = ["step", "id", "instruction", "response", "n_tokens", "ended", "kl", "reward", "degenerate"]
@@ -196,6 +197,6 @@ def test_evaluation_table(run, tmp_path):
 
 def test_evaluation_of_a_base_model_and_without_reward(run, tmp_path):
     toy.tiny_folder(tmp_path / "base", tokenizer=toy.tiny_tokenizer(pad=None, template=None), vocab=37)
-    arguments = {0: tmp_path / "base"}, tmp_path / "base", None, run / "prompts.parquet", tmp_path / "r.parquet"
+    arguments = {0: tmp_path / "base"}, tmp_path / "base", None, run / "prompts.arrow", tmp_path / "r.parquet"
     evaluation.evaluate_responses(*arguments, {"max_new_tokens": 5})
     assert pd.read_parquet(tmp_path / "r.parquet")["reward"].isna().all()

@@ -28,14 +28,14 @@ def folders(tmp_path_factory):
             parameter.data = start + size * 0.2 * torch.randn(start.shape, generator=generator)
         model.save_pretrained(root / name)
         toy.tiny_tokenizer().save_pretrained(root / name)
-    toy.write_prompts(root / "prompts.parquet", 5)
+    toy.write_tokens(toy.write_prompts(root / "prompts.parquet", 5), root / "sft", "eval_prompts")
     return root
 
 
 def sampled(folders, output, **changes):
     policies = {EARLIER: folders / "2", TRAINED: folders / "5"}
     given = {"reward": "toy:words", "settings": SETTINGS, "seed": 3} | changes
-    sample_policies(policies, folders / "sft", prompts=folders / "prompts.parquet", output=output, **given)
+    sample_policies(policies, folders / "sft", prompts=folders / "prompts.arrow", output=output, **given)
     return pd.read_parquet(output)
 
 
@@ -126,7 +126,7 @@ def test_a_policy_has_the_same_samples_beside_others(samples, folders, tmp_path)
         {TRAINED: folders / "5"},
         folders / "sft",
         "toy:words",
-        folders / "prompts.parquet",
+        folders / "prompts.arrow",
         tmp_path / "alone.parquet",
         SETTINGS,
         seed=3,
@@ -147,9 +147,10 @@ def test_a_reward_that_is_not_finite_is_refused(folders, tmp_path):
 
 def test_a_single_prompt_is_refused(folders, tmp_path):
     pd.read_parquet(folders / "prompts.parquet").head(1).to_parquet(tmp_path / "one.parquet")
-    with pytest.raises(InputError, match=r"one\.parquet: one prompt leaves room for 3 tokens; intervals need two"):
+    toy.write_tokens(tmp_path / "one.parquet", folders / "sft", "eval_prompts")
+    with pytest.raises(InputError, match=r"one\.arrow: one prompt leaves room for 3 tokens; intervals need two"):
         sample_policies(
-            {}, folders / "sft", "toy:words", tmp_path / "one.parquet", tmp_path / "target.parquet", SETTINGS, 0
+            {}, folders / "sft", "toy:words", tmp_path / "one.arrow", tmp_path / "target.parquet", SETTINGS, 0
         )
 
 

@@ -89,6 +89,27 @@ def test_page_is_whole_and_needs_nothing_else(page, inputs):
     ]
 
 
+def test_the_section_about_data_tells_of_every_row(inputs, tmp_path):
+    paths = {name: tmp_path / f"{name}.csv" for name in report.DataTables._fields}
+    counts = [("preferences", "", "read", "used", 1200), ("preferences", "", "read", "roles", 7)]
+    counts += [("preferences", "m", "offline", "used", 1100), ("preferences", "m", "offline", "cut", 12)]
+    columns = ["data_set", "model", "step", "reason", "rows"]
+    pd.DataFrame(counts, columns=columns).to_csv(paths["counts"], index=False)
+    source = {"data_set": "preferences", "path": "a/b", "split": None, "revision": "abc", "rows": 1207, "used": 1200}
+    pd.DataFrame([source | {"sha256": "f" * 64}]).to_csv(paths["sources"], index=False)
+    overlap = {"data_set": "eval_prompts", "other": "final_prompts", "rows": 805, "same_prompt": 73}
+    other = {**overlap, "other": "sft", "same_prompt": 0, "same_opening": 0}
+    pd.DataFrame([overlap | {"same_opening": 129}, other]).to_csv(paths["overlaps"], index=False)
+    report.write_report(tmp_path / "r.html", report.Contents(**inputs, data=report.DataTables(**paths)))
+    page = Page((tmp_path / "r.html").read_text())
+    assert "preferences – read 1,200 0 roles 7" in page.text
+    assert "preferences m offline 1,100 12 –" in page.text
+    assert "a/b – abc ffffffffffffffff…" in page.text
+    assert "Of 805 prompts of eval_prompts, 73 are prompts of final_prompts too, and 129 begin with" in page.text
+    assert "of sft too" not in page.text
+    assert page.open == []
+
+
 def test_the_exact_bandit_has_a_section_with_its_claims(inputs, tmp_path):
     law = {"objective": "rda", "variant": "posterior", "coverage": "uniform", "exponent": 2.2, "low": 2.1, "high": 2.3}
     pd.DataFrame([law | {"tau": 0.5, "steps": 44.4}, law | {"tau": 1.0, "steps": 11}]).to_csv(tmp_path / "law.csv")

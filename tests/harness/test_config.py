@@ -109,6 +109,11 @@ def edit(config, path, value):
     return config
 
 
+PUBLISHED = {"source": "hub"} | {
+    name: {"path": "a"} for name in ("sft", "preferences", "final_prompts", "eval_prompts")
+}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -145,6 +150,7 @@ def edit(config, path, value):
         ("models.menagerie.online.whiten_rewards", 1, r"whiten_rewards' is 1; it must be of type boolean"),
         ("models.menagerie.online.max_steps", True, r"max_steps' is True; it must be of type integer"),
         ("data", {"source": "hub", "sft": {"path": "a"}}, r"'data\.preferences' is missing"),
+        ("data", PUBLISHED, r"'evaluation\.judge' is 'gold'; it must be a judge of real text"),
         ("runs.dpo.training", {"batch_size": 64, "micro_batch_size": 48}, r"'runs\.dpo\.training\.batch_size' is 64"),
         ("runs.dpo.training", {"max_steps": 100}, r"'runs\.dpo\.training\.checkpoints' is 250; .* max_steps, 100"),
         ("runs.dpo.init", "stf", r"'runs\.dpo\.init' is 'stf'; it must be one of sft, base or of type object"),
@@ -213,3 +219,9 @@ def test_an_objective_that_needs_log_z_is_refused(demo, name):
         configuration.load(demo)
     demo["runs"]["mine"]["objective"] = "rda"
     assert configuration.load(demo).runs["menagerie", "mine"].objective.needs == ("rewards",)
+
+
+def test_a_base_model_of_the_world_needs_its_data(demo):
+    demo |= {"data": PUBLISHED, "evaluation": {"judge": "mine"}}
+    with pytest.raises(InputError, match=r"'models\.menagerie\.base\.source' is 'world'; it must be hub, as data"):
+        configuration.load(demo)

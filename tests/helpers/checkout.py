@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2"]
 FILES = ["Snakefile", "config", "workflow", "envs", "slurm"]
 
 
-def snakemake(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+def snakemake(directory: Path, *arguments: str, config: str = "smoke") -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*SNAKEMAKE, *arguments], cwd=directory, capture_output=True, text=True, env=environment)
+    command = [*SNAKEMAKE, *arguments, "--configfile", f"config/{config}.yaml"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, env=environment)
 
 
 def clone(destination: Path) -> Path:
@@ -31,9 +32,9 @@ def clone(destination: Path) -> Path:
     return destination
 
 
-def plan(directory: Path, *arguments: str) -> dict[str, int]:
+def plan(directory: Path, *arguments: str, config: str = "smoke") -> dict[str, int]:
     """Rules that a dry run would execute, with the number of their jobs."""
-    done = snakemake(directory, "--dry-run", "--quiet", "rules", *arguments)
+    done = snakemake(directory, "--dry-run", "--quiet", "rules", *arguments, config=config)
     assert done.returncode == 0, done.stdout + done.stderr
     table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
     return {rule: int(count) for rule, count in table if rule not in ("all", "total")}

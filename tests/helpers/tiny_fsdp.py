@@ -70,7 +70,7 @@ def ppo(folder: Path) -> None:
             os._exit(7)
 
     ppo_state.save = save_once
-    inputs = [folder.parent / name for name in ("policy", "reward", "preferences.parquet")]
+    inputs = [folder.parent / name for name in ("policy", "reward", "preferences.arrow")]
     outputs = [folder / name for name in ("output", "log", "state")]
     train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
 

@@ -6,7 +6,7 @@ from po_dynamics.training.offline import train_offline
 from po_dynamics.training.preference_rewards import score_preferences
 from po_dynamics.training.reference import compute_reference
 from safetensors.torch import load_file
-from toy import same_files, tiny_folder, write_preferences
+from toy import same_files, tiny_folder, write_preferences, write_tokens
 
 SETTINGS = {
     "max_steps": 6,
@@ -37,22 +37,22 @@ def make_pairs(path, **fourth):
 
 def make_world(root):
     make_model(root / "sft")
-    make_pairs(root / "preferences.parquet")
-    compute_reference(root / "sft", root / "preferences.parquet", root / "reference.parquet", REFERENCE)
+    tokens = write_tokens(make_pairs(root / "preferences.parquet"), root / "sft")
+    compute_reference(root / "sft", tokens, root / "reference.parquet", REFERENCE)
     return root
 
 
 def make_rewards(world):
     """rewards.parquet of the world's pairs: the number of words of a response."""
     settings = {"micro_batch_size": 4, "max_length": 32}
-    score_preferences(world / "sft", world / "preferences.parquet", "toy:words", world / "rewards.parquet", settings)
+    score_preferences(world / "sft", world / "preferences.arrow", "toy:words", world / "rewards.parquet", settings)
     return world / "rewards.parquet"
 
 
 def train(world, root, *, objective="dpo", parameters=None, first_step=0, init=None, seed=0, rewards=None, **settings):
     train_offline(
         init=init or world / "sft",
-        preferences=world / "preferences.parquet",
+        preferences=world / "preferences.arrow",
         reference=world / "reference.parquet",
         output=root / "checkpoints",
         log=root / "training.csv",

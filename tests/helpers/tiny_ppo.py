@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toy import bos_tokenizer, tiny_model, write_preferences
+from toy import bos_tokenizer, tiny_model, write_preferences, write_tokens
 from transformers import PreTrainedModel
 
 tokenizer = bos_tokenizer
@@ -40,11 +40,12 @@ def llama(seed: int = 0) -> PreTrainedModel:
 
 
 def write_world(folder: Path) -> dict[str, Path]:
-    """policy/, reward/ (with a normalisation) and preferences.parquet."""
+    """policy/, reward/ (with a normalisation) and the tokens of preferences."""
     paths = {name: folder / name for name in ("policy", "reward")}
     policy().save_pretrained(paths["policy"])
     policy(1, scorer=True).save_pretrained(paths["reward"])
     for path in paths.values():
         tokenizer().save_pretrained(path)
     (paths["reward"] / "normalisation.json").write_text(json.dumps({"mean": 0.4, "std": 1.7}))
-    return paths | {"prompts": write_preferences(folder / "preferences.parquet", 12, seed=2)}
+    rows = write_preferences(folder / "preferences.parquet", 12, seed=2)
+    return paths | {"prompts": write_tokens(rows, paths["policy"])}

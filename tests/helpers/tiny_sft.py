@@ -16,19 +16,19 @@ SETTINGS: dict[str, Any] = {
 
 def make_world(folder: Path) -> None:
     toy.tiny_folder(folder / "base", dropout=0.0)
-    toy.write_sft(folder / "sft.parquet", 40)
-    toy.write_preferences(folder / "preferences.parquet", 40)
+    toy.write_tokens(toy.write_sft(folder / "sft.parquet", 40), folder / "base", "sft")
+    toy.write_tokens(toy.write_preferences(folder / "preferences.parquet", 40), folder / "base")
 
 
 def sft(world: Path, folder: Path, **changes: Any) -> None:
-    sft_stage.train_sft(world / "base", world / "sft.parquet", folder / "output", folder / "state", SETTINGS | changes)
+    sft_stage.train_sft(world / "base", world / "sft.arrow", folder / "output", folder / "state", SETTINGS | changes)
 
 
 def reward(world: Path, folder: Path, **changes: Any) -> None:
     reward_stage.SAMPLES = 24
     reward_stage.train_reward(
         world / "base",
-        world / "preferences.parquet",
+        world / "preferences.arrow",
         folder / "output",
         folder / "state",
         {"source": "train", **SETTINGS, **changes},

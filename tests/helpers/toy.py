@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from po_dynamics.data.tokenising import tokenise
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -126,6 +127,13 @@ def user(text: str) -> list[dict[str, str]]:
 
 def assistant(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
+
+
+def write_tokens(rows: Path, model: Path, data_set: str = "preferences") -> Path:
+    """The tokens of a table of rows, as the stages of the model read them; beside the rows, as `.arrow`."""
+    output = rows.with_suffix(".arrow")
+    tokenise(model, rows, data_set, output, special_tokens=True, parallel=False)
+    return output
 
 
 def write_sft(path: Path, rows: int = 24, seed: int = 0) -> Path:

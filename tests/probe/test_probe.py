@@ -27,7 +27,7 @@ from po_dynamics.storage import pieces
 from po_dynamics.storage.checkpoints import save_step
 from probe_samples import FAMILIES, VOCABULARY, final, pairs, rollouts, tiny
 from safetensors.torch import load_file, save_file
-from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences
+from toy import tiny_folder, tiny_model, tiny_tokenizer, write_preferences, write_tokens
 from transformers import AutoModelForCausalLM
 
 SETTINGS = {
@@ -252,7 +252,7 @@ def run(tmp_path_factory):
     model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
     optimizer.step()
     save_step(model, tokenizer, root / "checkpoints" / "step-2", optimizer=optimizer)
-    write_preferences(root / "preferences.parquet", rows=14)
+    write_tokens(write_preferences(root / "preferences.parquet", rows=14), root / "sft")
     rows = []
     for i in range(12):
         prompt, response = [3, 7 + i % 5, 8], [9 + i % 4, 10, 11][: 1 + i % 3]
@@ -268,7 +268,7 @@ def offline(root: Path, output: Path, state: Path, **changes):
         "checkpoints": root / "checkpoints",
         "steps": [0, 2],
         "reference": root / "sft",
-        "preferences": root / "preferences.parquet",
+        "preferences": root / "preferences.arrow",
         "final_responses": root / "final.parquet",
         "output": output,
         "state": state,

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.preferences import encode_pairs
+from po_dynamics.data.preferences import Pairs
 from po_dynamics.errors import InputError
 from po_dynamics.training.reference import compute_reference, read_reference
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from tiny_offline import (
     train,
     weights,
 )
+from toy import write_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -82,8 +83,7 @@ def trl(world):
 
 
 def test_pairs_and_reference_are_those_of_trl(world, trl):
-    tokenizer = AutoTokenizer.from_pretrained(world / "sft")
-    pairs = {pair.id: pair for pair in encode_pairs(world / "preferences.parquet", tokenizer, 32)}
+    pairs = {pair.id: pair for pair in Pairs(world / "preferences.arrow", 32)}
     reference = dict(zip(pairs, read_reference(world / "reference.parquet", list(pairs)), strict=True))
     assert len(trl.train_dataset) == 48
     for row in trl.train_dataset:
@@ -171,7 +171,7 @@ def test_first_step_goes_on(world, run, tmp_path):
 
 def test_without_sft(world, tmp_path):
     make_model(tmp_path / "base", seed=3)
-    compute_reference(tmp_path / "base", world / "preferences.parquet", tmp_path / "reference.parquet", REFERENCE)
+    compute_reference(tmp_path / "base", world / "preferences.arrow", tmp_path / "reference.parquet", REFERENCE)
     a = read_reference(tmp_path / "reference.parquet", ["p0"])
     assert a != read_reference(world / "reference.parquet", ["p0"])
 
@@ -206,7 +206,7 @@ def test_gradient_checkpointing_is_on(world, tmp_path, monkeypatch):
         ({"batch_size": 6}, r"'offline.batch_size' is 6; it must be a multiple of micro_batch_size, 4"),
         ({"checkpoints": [0, 7]}, r"'offline.checkpoints' is 7; it must be at most max_steps, 6"),
         ({"max_length": 65}, r"max_length = 65 is above the model's context of 64"),
-        ({"max_length": 8}, r"the prompt of p\d+ has \d+ tokens, which leaves no room"),
+        ({"max_length": 3}, r"no prompt leaves room for a response in 3 tokens; raise max_length"),
         ({"first_step": 6}, r"max_steps = 6 must be above the step 6"),
     ],
 )
@@ -216,26 +216,23 @@ def test_bad_settings(world, tmp_path, settings, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_tables(world, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(world / "sft")
-    table = pq.read_table(world / "preferences.parquet")
-    pq.write_table(table.drop_columns(["rejected"]), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet has no column rejected \(columns present: id, prompt, chosen\)"):
-        encode_pairs(tmp_path / "a.parquet", tokenizer, 32)
-    pq.write_table(table.slice(0, 0), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"b.parquet is empty"):
-        encode_pairs(tmp_path / "b.parquet", tokenizer, 32)
-    make_pairs(tmp_path / "c.parquet", id="p4")
-    with pytest.raises(InputError, match="duplicates"):
-        encode_pairs(tmp_path / "c.parquet", tokenizer, 32)
-
-
 def test_truncation_is_counted(world, tmp_path, capsys):
-    tokenizer = AutoTokenizer.from_pretrained(world / "sft")
-    make_pairs(tmp_path / "p.parquet", chosen=[{"role": "assistant", "content": "w1 " * 50}])
-    pairs = encode_pairs(tmp_path / "p.parquet", tokenizer, 32)
-    assert "1 of 20 pairs are cut to max_length = 32" in capsys.readouterr().err
+    rows = make_pairs(tmp_path / "p.parquet", chosen=[{"role": "assistant", "content": "fox " * 50}])
+    pairs = Pairs(write_tokens(rows, world / "sft"), 32)
+    assert "in max_length = 32 tokens: 20 rows used, 1 cut at the end" in capsys.readouterr().err
     assert len(pairs[3].prompt_ids) + len(pairs[3].chosen_ids) == 32
+    assert pairs.lengths.tolist() == [[len(p[1]) + len(p[2]), len(p[1]) + len(p[3])] for p in pairs]
+
+
+def test_a_prompt_that_leaves_no_room_is_left_out_and_stops_nothing(world, tmp_path, capsys):
+    rows = make_pairs(tmp_path / "p.parquet", prompt=[{"role": "user", "content": "fox " * 50}])
+    tokens = write_tokens(rows, world / "sft")
+    compute_reference(world / "sft", tokens, tmp_path / "reference.parquet", REFERENCE)
+    assert pq.read_table(tmp_path / "reference.parquet").num_rows == 19
+    assert "p3" not in Pairs(tokens, 32).ids
+    assert "19 rows used, 1 prompt too long" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no prompt leaves room for a response in 4 tokens; raise max_length"):
+        Pairs(tokens, 4)
 
 
 def test_no_weights(world, tmp_path):

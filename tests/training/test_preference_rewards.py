@@ -5,7 +5,7 @@ import po_dynamics.training.offline_trainer  # noqa: F401 (once, before the fork
 import pytest
 import torch
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.preferences import encode_pairs, read_rewards
+from po_dynamics.data.preferences import Pairs, read_rewards
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.training.preference_rewards import score_preferences
@@ -27,7 +27,7 @@ def world(tmp_path_factory):
 
 
 def pairs_of(world):
-    return encode_pairs(world / "preferences.parquet", AutoTokenizer.from_pretrained(world / "sft"), 32)
+    return Pairs(world / "preferences.arrow", 32)
 
 
 def test_a_function_scores_both_responses(world):
@@ -39,7 +39,7 @@ def test_a_function_scores_both_responses(world):
 
 def test_a_reward_model_scores_the_tokens_of_training(world, tmp_path):
     folder = tiny_folder(tmp_path / "reward", scorer=True, max_length=64)
-    score_preferences(world / "sft", world / "preferences.parquet", folder, tmp_path / "r.parquet", SETTINGS)
+    score_preferences(world / "sft", world / "preferences.arrow", folder, tmp_path / "r.parquet", SETTINGS)
     scorer = reward_models.load(folder, AutoTokenizer.from_pretrained(world / "sft"))
     for pair, both in zip(pairs_of(world), pd.read_parquet(tmp_path / "r.parquet").itertuples(), strict=True):
         ids = [pair.chosen_ids, pair.rejected_ids]
@@ -50,7 +50,7 @@ def test_a_reward_model_scores_the_tokens_of_training(world, tmp_path):
 
 def test_what_cannot_be_scored_or_read_is_named(world, tmp_path):
     with pytest.raises(InputError, match=r"toy:nothing: the reward of p0 is not finite \(40 responses\)"):
-        score_preferences(world / "sft", world / "preferences.parquet", "toy:nothing", tmp_path / "r", SETTINGS)
+        score_preferences(world / "sft", world / "preferences.arrow", "toy:nothing", tmp_path / "r", SETTINGS)
     with pytest.raises(InputError, match=r"rewards.parquet has no rewards of pair x \(1 missing\); compute it again"):
         read_rewards(world / "rewards.parquet", ["p1", "x"])
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -29,12 +30,12 @@ SETTINGS = {
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reward")
     toy.tiny_folder(folder / "sft")
-    toy.write_preferences(folder / "preferences.parquet", 80)
+    toy.write_tokens(toy.write_preferences(folder / "preferences.parquet", 80), folder / "sft")
     return folder
 
 
 def train(inputs, folder, **changes):
-    paths = inputs / "sft", inputs / "preferences.parquet", folder / "reward", folder / "state"
+    paths = inputs / "sft", inputs / "preferences.arrow", folder / "reward", folder / "state"
     reward.train_reward(*paths, SETTINGS | changes)
 
 
@@ -56,8 +57,7 @@ def whole(inputs, tmp_path_factory):
 
 
 def rows_of(inputs):
-    rows, _ = reward.encode_rows(inputs / "preferences.parquet", toy.tiny_tokenizer(), 128)
-    return rows
+    return reward.Comparisons.of(inputs / "preferences.arrow", 128)[0]
 
 
 def test_learns_the_preference(whole):
@@ -87,7 +87,7 @@ def test_first_loss_is_bradley_terry(inputs, whole):
 def test_pooling_reads_eos(inputs, whole):
     """In a padded batch, Hugging Face's pooling, the critic and our scores all read the last token, which is EOS."""
     tokenizer, model = load_tokenizer(whole), Critic.from_pretrained(whole).model
-    sequences = [row["chosen_ids"] for row in rows_of(inputs)[:12]]
+    sequences = [row["chosen_ids"] for row in rows_of(inputs)][:12]
     assert len({len(ids) for ids in sequences}) > 3
     assert all(ids[-1] == tokenizer.eos_token_id for ids in sequences)
     batch = collate([ids[:-1] for ids in sequences], [ids[-1:] for ids in sequences], tokenizer.pad_token_id)
@@ -102,7 +102,7 @@ def test_pooling_reads_eos(inputs, whole):
 def test_scores_are_normalised_where_a_scorer_loads_it(inputs, whole):
     scale = json.loads((whole / "normalisation.json").read_text())
     model, tokenizer = Critic.from_pretrained(whole).model, load_tokenizer(whole)
-    rows = rows_of(inputs)[:6]
+    rows = [*rows_of(inputs)][:6]
     raw = reward.scores(model, [row["chosen_ids"] for row in rows], tokenizer.pad_token_id, 3)
     table = pd.read_parquet(inputs / "preferences.parquet")[:6]
     texts = [message[0]["content"] for message in table["chosen"]]
@@ -112,8 +112,8 @@ def test_scores_are_normalised_where_a_scorer_loads_it(inputs, whole):
 
 
 def test_held_out_prompts_are_not_trained_on(inputs):
-    rows = rows_of(inputs)
-    rows += [{**row, "id": row["id"] + "b"} for row in rows[:40]]  # several pairs of one prompt
+    table = rows_of(inputs).table
+    rows = reward.Comparisons(table, np.array([*range(80), *range(40)]))  # several pairs of one prompt
     train_rows, held_out = reward.split(rows, 0)
     prompts = {tuple(row["prompt_ids"]) for row in held_out}
     assert len(prompts) == round(0.05 * len({tuple(row["prompt_ids"]) for row in rows})) >= 1
@@ -131,9 +131,9 @@ def test_head_depends_on_the_seed_only(inputs):
 
 def test_long_pairs_are_dropped_and_counted(inputs, capsys):
     lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows_of(inputs)]
-    rows, dropped = reward.encode_rows(inputs / "preferences.parquet", toy.tiny_tokenizer(), 12)
+    rows, dropped = reward.Comparisons.of(inputs / "preferences.arrow", 12)
     assert dropped == sum(length > 12 for length in lengths) == 80 - len(rows) > 0
-    assert f"{dropped} pairs are longer than 12 tokens" in capsys.readouterr().err
+    assert f"whole in 12 tokens: {len(rows)} rows used, {dropped} too long" in capsys.readouterr().err
 
 
 @pytest.mark.e2e
@@ -162,6 +162,7 @@ def one_prompt(folder):
     table = pd.read_parquet(folder / "preferences.parquet")
     table["prompt"] = [toy.user("the fox ?")] * len(table)
     table.to_parquet(folder / "preferences.parquet")
+    toy.write_tokens(folder / "preferences.parquet", folder / "sft")
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,12 @@ SETTINGS = {
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     toy.tiny_folder(folder / "base", tokenizer=toy.tiny_tokenizer(pad=None), vocab=37, dropout=0.1)
-    toy.write_sft(folder / "sft.parquet")
+    toy.write_tokens(toy.write_sft(folder / "sft.parquet"), folder / "base", "sft")
     return folder
 
 
 def train(inputs, folder, **changes):
-    sft.train_sft(inputs / "base", inputs / "sft.parquet", folder / "sft", folder / "state", SETTINGS | changes)
+    sft.train_sft(inputs / "base", inputs / "sft.arrow", folder / "sft", folder / "state", SETTINGS | changes)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_output(inputs, whole):
 
 def test_first_loss_is_the_mean_nll_of_the_completion_tokens(inputs, whole):
     """Over the whole global batch, each token once: the textbook quantity, from a separate code path."""
-    tokenizer, model = read_tokenizer(inputs / "base"), load_model(inputs / "base", device="cpu")
-    prepare_tokenizer(tokenizer, model)
-    rows, _ = sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, "completion")
+    model = load_model(inputs / "base", device="cpu")
+    prepare_tokenizer(read_tokenizer(inputs / "base"), model)  # a row for the pad token
+    rows = sft.Examples(inputs / "sft.arrow", 128, "completion")
     order = ShuffledRows(rows, 32, 0, [len(row["input_ids"]) for row in rows], 4)
     total, count = 0.0, 0
     for i in range(4):
@@ -77,8 +77,9 @@ def test_first_loss_is_the_mean_nll_of_the_completion_tokens(inputs, whole):
 
 @pytest.mark.parametrize("loss_on", ["completion", "all"])
 def test_labels(inputs, loss_on):
-    tokenizer = toy.tiny_tokenizer()
-    rows, _ = sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, loss_on)
+    tokenizer = toy.tiny_tokenizer(pad=None)
+    prepare_tokenizer(tokenizer, toy.tiny_model(vocab=37))
+    rows = sft.Examples(inputs / "sft.arrow", 128, loss_on)
     table = pd.read_parquet(inputs / "sft.parquet")
     assert len(rows) == 24
     for row, prompt, completion in zip(rows, table["prompt"], table["completion"], strict=True):
@@ -90,15 +91,17 @@ def test_labels(inputs, loss_on):
 
 
 def test_long_rows_are_cut_or_dropped_and_counted(inputs, capsys):
-    tokenizer = toy.tiny_tokenizer()
-    lengths = [len(r["input_ids"]) for r in sft.encode_rows(inputs / "sft.parquet", tokenizer, 128, "all")[0]]
-    rows, counts = sft.encode_rows(inputs / "sft.parquet", tokenizer, 8, "completion")
+    lengths = [len(row["input_ids"]) for row in sft.Examples(inputs / "sft.arrow", 128, "all")]
+    rows = sft.Examples(inputs / "sft.arrow", 8, "completion")
+    counts = rows.counts
+    assert rows.lengths == [len(row["input_ids"]) for row in rows]
     assert counts["rows"] + counts["dropped"] == 24
     assert counts["cut"] == sum(length > 8 for length in lengths) - counts["dropped"] > 0
     assert counts["dropped"] > 0
     assert max(len(row["input_ids"]) for row in rows) == 8
     assert all(row["labels"][-1] != sft.IGNORED for row in rows)
-    assert f"{counts['cut']} are cut to 8 tokens, {counts['dropped']} dropped" in capsys.readouterr().err
+    said = f"{len(rows)} rows used, {counts['dropped']} prompt too long, {counts['cut']} cut at the end"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.e2e
@@ -166,19 +169,19 @@ def test_global_batch_is_derived(monkeypatch, capsys):
 
 
 def no_column(folder):
-    pd.read_parquet(folder / "sft.parquet").drop(columns="completion").to_parquet(folder / "sft.parquet")
+    toy.write_tokens(folder / "sft.parquet", folder / "base", "final_prompts")
 
 
-def no_rows(folder):
-    pd.read_parquet(folder / "sft.parquet").iloc[:0].to_parquet(folder / "sft.parquet")
+def torn(folder):
+    (folder / "sft.arrow").write_bytes((folder / "sft.arrow").read_bytes()[:500])
 
 
 @pytest.mark.parametrize(
     ("damage", "changes", "message"),
     [
-        (no_column, {}, "completion"),
-        (no_rows, {}, "empty"),
-        (lambda f: (f / "sft.parquet").unlink(), {}, "sft.parquet"),
+        (no_column, {}, "no column completion_ids"),
+        (torn, {}, "sft.arrow is not a whole table of rows"),
+        (lambda f: (f / "sft.arrow").unlink(), {}, "sft.arrow does not exist"),
         (lambda f: (f / "base/model.safetensors").unlink(), {}, "has no weights"),
         (lambda f: None, {"max_length": 200}, "max_length = 200 is above the model's context of 128"),
         (lambda f: None, {"max_length": 3}, "no prompt leaves room"),

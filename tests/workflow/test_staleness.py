@@ -48,6 +48,8 @@ EDITS = {
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
     "the exact bandit": statement("bandit/gradients.py"),
+    "the filter and tokenisation": statement("data/tokenising.py"),
+    "counts of the data": statement("data/statistics.py"),
     "samples for the distance": statement("evaluation/target.py"),
     "rewards of pairs": statement("training/preference_rewards.py"),
     "hub conversion": statement("models/hub.py"),

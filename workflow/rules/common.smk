@@ -17,6 +17,7 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(WORKFLOW), os.get
 from po_dynamics.errors import InputError
 from po_dynamics.figures.registry import drawings
 from po_dynamics.harness import config as configuration
+from po_dynamics.harness import content
 from po_dynamics.harness import resources as demand
 from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
 from po_dynamics.storage import layout
@@ -33,6 +34,7 @@ except InputError as error:
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
 RUNS = EXPERIMENT.runs
+DATA_SETS = ("sft", "preferences", "final_prompts", "eval_prompts")
 DRAWINGS = drawings(RUNS.values(), CONFIG["probe"]["final_sets"])  # by model and file name
 
 fingerprint_once = functools.cache(fingerprint)
@@ -98,6 +100,29 @@ def of_experiment(pattern, **wildcards):
     return pattern.format(experiment=CONFIG["experiment"], **wildcards)
 
 
+def rows(wildcards):
+    """Where a model's rows of a data set lie: the world's preferences are its own, all others of the experiment."""
+    own = CONFIG["data"]["source"] == "world" and wildcards.data_set == "preferences"
+    return layout.PREFERENCES if own else layout.DATA
+
+
+def tokens(data_set):
+    """The rows of a data set as every stage of a model reads them."""
+    return layout.TOKENS.replace("{data_set}", data_set)
+
+
+def final_prompts(wildcards):
+    """What the final responses answer: held-out prompts, or those of the preferences."""
+    return tokens("final_prompts" if wildcards.final_set == "heldout" else "preferences")
+
+
+def lengths(model):
+    """What bounds the rows that each use of a model's data takes, in tokens; null: its context."""
+    of_uses = {name: model[name]["max_length"] for name in ("sft", "offline")}
+    of_uses |= {"reward": model["reward"]["max_length"]} if model["reward"]["source"] == "train" else {}
+    return of_uses | {"online": model["online"]["max_prompt_length"], "new": CONFIG["evaluation"]["max_new_tokens"]}
+
+
 def initial(wildcards):
     """The model that a run's reference log-probs and KL are about: the SFT model, or the base model without SFT."""
     return layout.BASE if run_of(wildcards).init == "base" else layout.SFT
@@ -127,9 +152,15 @@ def scoring_model(wildcards):
     return None if scoring_function(wildcards) else layout.REWARD
 
 
+def named_code(function):
+    """What a "module:function" of the configuration depends on: the code behind a module of ours, else its file."""
+    name = function.partition(":")[0]
+    return module_fingerprint(name) or content.of_module(name)
+
+
 def scoring_code(wildcards):
-    """Fingerprint of the function's module, if it is ours; the reward model's code is the script's."""
-    return module_fingerprint((scoring_function(wildcards) or "").partition(":")[0])
+    """Of the function that scores pairs, if there is one; the reward model's code is the script's."""
+    return named_code(scoring_function(wildcards) or "")
 
 
 def target_function(wildcards):
@@ -142,7 +173,7 @@ def target_model(wildcards):
 
 
 def target_code(wildcards):
-    return module_fingerprint((target_function(wildcards) or "").partition(":")[0])
+    return named_code(target_function(wildcards) or "")
 
 
 def seeds(family=None, probed=None):
@@ -279,11 +310,11 @@ def told(wildcards):
 
 
 def judge_code(wildcards):
-    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
+    """Of the functions that the judge's configs.yaml names; "" if it names none."""
     configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
     annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
     functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
-    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
+    return "".join(named_code(function) for function in functions if ":" in function)
 
 
 wildcard_constraints:
@@ -294,4 +325,5 @@ wildcard_constraints:
     init="sft|base",
     stage="sft|base",
     final_set="heldout|train",
+    data_set=names(DATA_SETS),
     chunk=r"\d+",

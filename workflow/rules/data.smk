@@ -2,7 +2,7 @@
 
 REQUIRED INPUTS: none.
 OUTPUTS: data/ with sft, preferences, final_prompts and eval_prompts (Parquet); for the world also
-pretraining.parquet and tokenizer/.
+pretraining.parquet and tokenizer/, else sources.json. tables/ with what became of the rows.
 """
 
 if CONFIG["data"]["source"] == "world":
@@ -35,5 +35,31 @@ else:
         params:
             code=code("download_data.py"),
             settings=CONFIG["data"],
+            content=lambda wildcards: {name: content.of_data(CONFIG["data"][name]) for name in DATA_SETS},
         script:
             "../scripts/download_data.py"
+
+
+DATA_TABLES = {name: f"{layout.TABLES}/data_{name}.csv" for name in ("counts", "sources", "overlaps")}
+
+
+rule tabulate_data:
+    input:
+        unpack(
+            artefacts(
+                data=layout.DATA,
+                tokens=[tokens(name).replace("{model}", model) for model in MODELS for name in DATA_SETS],
+            )
+        ),
+    output:
+        **DATA_TABLES,
+        provenance=layout.record(DATA_TABLES["counts"]),
+    log:
+        f"{layout.LOGS}/tabulate_data.log",
+    conda:
+        "../../envs/plot.yaml"
+    params:
+        code=code("tabulate_data.py"),
+        lengths={name: lengths(model) for name, model in MODELS.items()},
+    script:
+        "../scripts/tabulate_data.py"

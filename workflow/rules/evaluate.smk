@@ -6,12 +6,12 @@ OUTPUTS: .../evaluation/<chunk>/{responses,annotations}.parquet.
 
 JUDGE = CONFIG["evaluation"]["judge"]
 # The judge's own files, if it is one of ours: editing its prompt asks it again.
-JUDGE_FILES = sorted(map(str, Path("workflow/judges", JUDGE).glob("*")))
+JUDGE_FILES = sorted(str(path) for path in Path("workflow/judges", JUDGE).glob("*") if path.is_file())
 
 
 rule respond_stage:
     input:
-        unpack(artefacts(model=layout.STAGE, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
+        unpack(artefacts(model=layout.STAGE, sft=layout.SFT, reward=layout.REWARD, prompts=tokens("eval_prompts"))),
     output:
         responses=f"{layout.STAGE_EVALUATION}{layout.RESPONSES}",
         provenance=layout.record(f"{layout.STAGE_EVALUATION}{layout.RESPONSES}"),
@@ -34,7 +34,9 @@ rule respond_stage:
 
 use rule respond_stage as respond_run with:
     input:
-        unpack(artefacts(model=layout.CHECKPOINTS, sft=layout.SFT, reward=layout.REWARD, data=layout.DATA)),
+        unpack(
+            artefacts(model=layout.CHECKPOINTS, sft=layout.SFT, reward=layout.REWARD, prompts=tokens("eval_prompts"))
+        ),
     output:
         responses=f"{layout.EVALUATION}{layout.RESPONSES}",
         provenance=layout.record(f"{layout.EVALUATION}{layout.RESPONSES}"),

@@ -1,7 +1,7 @@
-"""Base model, SFT model, preferences, reward model and reference log-probs: what all runs of a model share.
+"""Base model, tokens, SFT model, preferences, reward model and reference log-probs: what all runs of a model share.
 
 REQUIRED INPUTS: data/.
-OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), preferences.parquet, reference/{init}.parquet, and, where a
+OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), tokens/{data_set}.arrow, preferences.parquet (of a world), reference/{init}.parquet, and, where a
 run's objective needs them, rewards.parquet of the pairs.
 """
 
@@ -46,13 +46,33 @@ rule download_base:
     params:
         code=code("download_base.py"),
         settings=settings_of("base"),
+        content=lambda wildcards: content.of_path(MODELS[wildcards.model]["base"]["name"]),
     script:
         "../scripts/download_base.py"
 
 
+# The one filter of rows, and their only tokenisation: whoever reads data of a model reads this.
+rule tokenise:
+    input:
+        unpack(artefacts(base=layout.BASE, rows=rows)),
+    output:
+        tokens=layout.TOKENS,
+        provenance=layout.record(layout.TOKENS),
+    log:
+        f"{layout.MODEL_LOGS}/tokenise_{{data_set}}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1 if CONFIG["data"]["source"] == "world" else 4
+    params:
+        code=code("tokenise.py"),
+        special_tokens=CONFIG["data"]["source"] == "world",  # where models write preferences, and say such tokens
+    script:
+        "../scripts/tokenise.py"
+
+
 rule train_sft:
     input:
-        unpack(artefacts(base=layout.BASE, data=layout.DATA)),
+        unpack(artefacts(base=layout.BASE, data=tokens("sft"))),
     output:
         model=directory(layout.SFT),
         provenance=layout.record(layout.SFT),
@@ -94,28 +114,10 @@ if CONFIG["data"]["source"] == "world":
         script:
             "../scripts/sample_preferences.py"
 
-else:
-
-    rule copy_preferences:
-        input:
-            unpack(artefacts(data=layout.DATA)),
-        output:
-            preferences=layout.PREFERENCES,
-            provenance=layout.record(layout.PREFERENCES),
-        log:
-            f"{layout.MODEL_LOGS}/copy_preferences.log",
-        localrule: True
-        conda:
-            "../../envs/train.yaml"
-        params:
-            code=code("copy_preferences.py"),
-        script:
-            "../scripts/copy_preferences.py"
-
 
 rule train_reward:
     input:
-        unpack(artefacts(sft=layout.SFT, preferences=layout.PREFERENCES)),
+        unpack(artefacts(sft=layout.SFT, preferences=tokens("preferences"))),
     output:
         model=directory(layout.REWARD),
         provenance=layout.record(layout.REWARD),
@@ -154,13 +156,14 @@ rule download_reward:
     params:
         code=code("download_reward.py"),
         settings=settings_of("reward"),
+        content=lambda wildcards: content.of_path(MODELS[wildcards.model]["reward"]["name"]),
     script:
         "../scripts/download_reward.py"
 
 
 rule compute_reference:
     input:
-        unpack(artefacts(model=f"{layout.MODEL}/{{init}}", preferences=layout.PREFERENCES)),
+        unpack(artefacts(model=f"{layout.MODEL}/{{init}}", preferences=tokens("preferences"))),
     output:
         reference=layout.REFERENCE,
         provenance=layout.record(layout.REFERENCE),
@@ -184,7 +187,7 @@ rule compute_reference:
 # Only objectives of rewards ask for it. Scored by the reward model, or by a function that the configuration names.
 rule score_preferences:
     input:
-        unpack(artefacts(model=layout.SFT, preferences=layout.PREFERENCES, reward=scoring_model)),
+        unpack(artefacts(model=layout.SFT, preferences=tokens("preferences"), reward=scoring_model)),
     output:
         rewards=layout.PREFERENCE_REWARDS,
         provenance=layout.record(layout.PREFERENCE_REWARDS),

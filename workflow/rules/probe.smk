@@ -7,7 +7,7 @@ OUTPUTS: .../final_responses/{final_set}.parquet and .../probe/{final_set}/step-
 
 rule generate_final_responses:
     input:
-        unpack(artefacts(checkpoints=layout.CHECKPOINTS, data=layout.DATA, preferences=layout.PREFERENCES)),
+        unpack(artefacts(checkpoints=layout.CHECKPOINTS, prompts=final_prompts)),
     output:
         responses=layout.FINAL_RESPONSES,
         provenance=layout.record(layout.FINAL_RESPONSES),
@@ -34,7 +34,7 @@ PROBE_ONLINE = "po_dynamics.probe.online:probe_online"
 PROBED = {
     "checkpoints": layout.CHECKPOINTS,
     "reference": initial,
-    "preferences": layout.PREFERENCES,
+    "preferences": tokens("preferences"),
     "final_responses": layout.FINAL_RESPONSES,
 }
 

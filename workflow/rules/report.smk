@@ -10,7 +10,7 @@ WIN_RATES = f"{layout.TABLES}/win_rates.csv"
 TABLES = [
     of_experiment(f"{layout.TABLES}/{table}")
     for table in ("dynamics.parquet", "advantages.parquet", "prediction.parquet", "win_rates.csv", "results.csv")
-]
+] + [of_experiment(table) for table in DATA_TABLES.values()]
 DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
 
 
@@ -95,6 +95,7 @@ rule write_report:
     input:
         unpack(artefacts(figures=figure_files)),
         **BANDIT_SHOWN,
+        **{f"data_{name}": table for name, table in DATA_TABLES.items()},
         **TARGET_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,

@@ -22,7 +22,14 @@ if CONFIG["target"]:
     # One job for all runs of a model: policies weigh one another's samples, and jobs pay seconds of imports.
     rule sample_target:
         input:
-            unpack(artefacts(sft=layout.SFT, data=layout.DATA, reward=target_model, checkpoints=target_checkpoints)),
+            unpack(
+                artefacts(
+                    sft=layout.SFT,
+                    prompts=tokens("eval_prompts"),
+                    reward=target_model,
+                    checkpoints=target_checkpoints,
+                )
+            ),
         output:
             samples=layout.TARGET_SAMPLES,
             provenance=layout.record(layout.TARGET_SAMPLES),

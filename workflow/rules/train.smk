@@ -1,6 +1,6 @@
 """Preference optimisation: one rule per family of objectives, one job per run and seed.
 
-REQUIRED INPUTS: the model's sft/ (or base/), preferences.parquet, and reference/ (offline; with rewards.parquet for
+REQUIRED INPUTS: the model's sft/ (or base/), the tokens of its preferences, and reference/ (offline; with rewards.parquet for
 objectives that need it) or reward/ (online).
 OUTPUTS: <run>/seed<n>/checkpoints/step-<t>/ and training.csv.
 Training state for an exact resume is kept in .../state/, which is no output: Snakemake deletes the outputs of a failed
@@ -17,7 +17,7 @@ rule train_offline:
         unpack(
             artefacts(
                 init=initial_model,
-                preferences=layout.PREFERENCES,
+                preferences=tokens("preferences"),
                 reference=reference_logps,
                 rewards=preference_rewards,
             )
@@ -48,7 +48,14 @@ rule train_offline:
 
 use rule train_offline as train_online with:
     input:
-        unpack(artefacts(policy=initial_model, reference=initial, reward=layout.REWARD, prompts=layout.PREFERENCES)),
+        unpack(
+            artefacts(
+                policy=initial_model,
+                reference=initial,
+                reward=layout.REWARD,
+                prompts=tokens("preferences"),
+            )
+        ),
     wildcard_constraints:
         run=runs_of("online"),
     resources:

@@ -12,7 +12,7 @@ with stage(snakemake):
         checkpoints={step: model / folder for step, folder in snakemake.params.folders.items()},
         sft=Path(snakemake.input.sft),
         reward=Path(snakemake.input.reward),
-        prompts=Path(snakemake.input.data) / "eval_prompts.parquet",
+        prompts=Path(snakemake.input.prompts),
         output=Path(snakemake.output.responses),
         settings=snakemake.params.settings,
         seed=snakemake.params.seed,

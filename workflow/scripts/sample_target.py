@@ -19,7 +19,7 @@ with stage(snakemake):
         policies,
         reference=inputs["sft"],
         reward=snakemake.params.function or inputs["reward"],
-        prompts=inputs["data"] / "eval_prompts.parquet",
+        prompts=inputs["prompts"],
         output=Path(snakemake.output.samples),
         settings=snakemake.params.settings,
         seed=snakemake.params.seed,

@@ -11,7 +11,7 @@ with stage(snakemake):
         "po_dynamics.training.sft:train_sft",
         {
             "base": Path(snakemake.input.base),
-            "data": Path(snakemake.input.data) / "sft.parquet",
+            "data": Path(snakemake.input.data),
             "output": Path(snakemake.output.model),
             "state": Path(snakemake.params.state),
             "settings": snakemake.params.settings,

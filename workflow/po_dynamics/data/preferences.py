@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+import numpy as np
 
+from po_dynamics.data.token_table import TokenTable
 from po_dynamics.errors import InputError
-from po_dynamics.models.tokenizers import encode_prompt, encode_response
 from po_dynamics.storage.parquet import read_rows
 
 REWARDS = ("chosen_rewards", "rejected_rewards")  # columns of the rows of training, where the objective needs them
 
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """Token ids of one preference pair; the responses end with EOS."""
+class EncodedPair(NamedTuple):
+    """Token ids of one preference pair; the responses end with EOS unless they were cut."""
 
     id: str
     prompt_ids: list[int]
@@ -27,29 +25,48 @@ class EncodedPair:
     rejected_ids: list[int]
 
 
-def encode_pairs(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[EncodedPair]:
-    """Token ids of all pairs of `preferences.parquet`, as TRL's DPOTrainer makes them.
+class Pairs(Sequence[EncodedPair]):
+    """The pairs of a token table, as TRL's DPOTrainer makes them, each read when it is asked for.
 
-    What exceeds `max_length` tokens is cut off at the end of the response, and counted on standard error.
+    Pairs whose prompt leaves no room for a response in `max_length` tokens are left out; what exceeds them is cut off
+    at the end of a response. Both are counted on standard error.
 
     Raises:
-        InputError: a missing column, no rows, an `id` that occurs twice, a prompt that leaves no room for a response
-            (TRL would drop the row silently), messages that the chat template refuses.
+        InputError: an unusable table, no pair that leaves room.
     """
-    rows = read_rows(path, ["id", "prompt", "chosen", "rejected"])
-    if len({row["id"] for row in rows}) < len(rows):
-        raise InputError(f"{path}: the column id has duplicates; give every pair an id of its own")
-    pairs = [_encode(row, tokenizer, path) for row in rows]
-    if long := [pair for pair in pairs if len(pair.prompt_ids) >= max_length]:
-        raise InputError(
-            f"{path}: the prompt of {long[0].id} has {len(long[0].prompt_ids)} tokens, which leaves no room for a "
-            f"response in max_length = {max_length} ({len(long)} such rows); shorten them or raise max_length"
-        )
-    cut = [_truncate(pair, max_length) for pair in pairs]
-    count = sum(a != b for a, b in zip(pairs, cut, strict=True))
-    if count:
-        print(f"{path}: {count} of {len(pairs)} pairs are cut to max_length = {max_length} tokens", file=sys.stderr)
-    return cut
+
+    def __init__(self, path: Path, max_length: int) -> None:
+        self.table, self.max_length = TokenTable(path, "chosen_ids", "rejected_ids"), max_length
+        use = self.table.cut_to(max_length)
+        if not len(use.rows):
+            raise InputError(f"{path}: no prompt leaves room for a response in {max_length} tokens; raise max_length")
+        if use.cut or len(use.rows) < len(self.table):
+            print(f"{path}: in max_length = {max_length} tokens: {use}", file=sys.stderr)
+        self.rows = use.rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        prompt, chosen, rejected = (self.table.ids(f"{name}_ids", row) for name in ("prompt", "chosen", "rejected"))
+        room = self.max_length - len(prompt)
+        return EncodedPair(self.table.name(row), prompt, chosen[:room], rejected[:room])
+
+    def __iter__(self) -> Iterator[EncodedPair]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def ids(self) -> list[str]:
+        """The name of every pair."""
+        return self.table.names(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of the prompt with the chosen and with the rejected response, (N, 2)."""
+        prompts = self.table.lengths("prompt_ids")[self.rows]
+        answers = [self.table.lengths(name)[self.rows] for name in self.table.answers]
+        return np.minimum(np.stack([prompts + lengths for lengths in answers], axis=1), self.max_length)
 
 
 def read_of_pairs(path: Path, ids: Sequence[str], columns: tuple[str, str], what: str) -> list[tuple[float, float]]:
@@ -67,17 +84,3 @@ def read_of_pairs(path: Path, ids: Sequence[str], columns: tuple[str, str], what
 def read_rewards(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:
     """Rewards of the chosen and the rejected response in the order of `ids`; InputError when one is missing."""
     return read_of_pairs(path, ids, ("chosen_reward", "rejected_reward"), "rewards")
-
-
-def _encode(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, path: Path) -> EncodedPair:
-    try:
-        prompt_ids = encode_prompt(tokenizer, row["prompt"])
-        responses = (encode_response(tokenizer, row["prompt"], row[role][0]) for role in ("chosen", "rejected"))
-        return EncodedPair(str(row["id"]), prompt_ids, *responses)
-    except (InputError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: row {row['id']} cannot be encoded: {error}") from error
-
-
-def _truncate(pair: EncodedPair, max_length: int) -> EncodedPair:
-    room = max_length - len(pair.prompt_ids)
-    return EncodedPair(pair.id, pair.prompt_ids, pair.chosen_ids[:room], pair.rejected_ids[:room])

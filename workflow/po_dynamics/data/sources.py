@@ -1,25 +1,31 @@
-"""Published data sets (from the hub or local folders in its schema), row by row into the common schema.
-
-Known schemas: UltraChat-200k (`messages`), binarised UltraFeedback (`chosen`, `rejected` as conversations), HH-RLHF
-(`chosen` as one text, of which only the question part is used), AlpacaEval (`instruction`), the common schema itself.
-"""
+"""Published data sets, from the hub or local files and folders in its formats: loading them, and what was loaded."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from po_dynamics.errors import InputError
 
-Messages = list[dict[str, str]]
-Row = dict[str, Any]
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 _READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def pinned(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with the commit of the hub that is read now in place of a branch, a tag or null; null for local data.
+
+    Without the network the entry stays as it is, and what an earlier download left is read.
+    """
+    if Path(str(source["path"])).exists():
+        return {**source, "revision": None}
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(str(source["path"]), revision=source.get("revision")).sha
+    except Exception:  # of dozens of kinds; loading the data says what is wrong
+        return dict(source)
+    return {**source, "revision": commit}
 
 
 def load_source(source: Mapping[str, Any], key: str) -> Any:
@@ -77,9 +83,9 @@ def _load_file(source: Mapping[str, Any]) -> Any:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != wanted:
             raise InputError(f"{file} has the SHA-256 {found}, not {wanted}: another version, or damaged")
-    reader = _READERS.get(file.suffix)
+    reader = _READERS.get(Path(file.name.removesuffix(".gz")).suffix)
     if reader is None:
-        raise InputError(f"{file}: unknown format; known are {', '.join(_READERS)}")
+        raise InputError(f"{file}: unknown format; known are {', '.join(_READERS)}, also as .gz")
     return load_dataset(reader, data_files=str(file), split="train")
 
 
@@ -96,60 +102,3 @@ def _load_folder(source: Mapping[str, Any]) -> Any:
         return data[split]
     revision = None if path.exists() else source.get("revision")
     return load_dataset(str(path), source.get("name"), data_dir=source.get("data_dir"), split=split, revision=revision)
-
-
-def sft_row(row: Row) -> Row | None:
-    """`prompt` and `completion` of a conversation, which ends with the last answer; None if there is no answer."""
-    messages = [*row["prompt"], *row["completion"]] if "completion" in row else row["messages"]
-    messages = _clean(messages)
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if len(messages) < 2 or not messages[-1]["content"]:
-        return None
-    return {"prompt": messages[:-1], "completion": messages[-1:]}
-
-
-def preference_row(row: Row) -> Row | None:
-    """`prompt`, `chosen`, `rejected`; None if the answers are equal or empty, or follow different prompts."""
-    chosen, rejected = _clean(row["chosen"]), _clean(row["rejected"])
-    if len(chosen) == len(rejected) == 1:  # the common schema keeps the prompt apart
-        prompt = _clean(row["prompt"])
-        chosen, rejected = prompt + chosen, prompt + rejected
-    if len(chosen) < 2 or chosen[:-1] != rejected[:-1] or chosen[-1] == rejected[-1]:
-        return None
-    if not (chosen[-1]["content"] and rejected[-1]["content"]):
-        return None
-    return {"prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
-
-
-def prompt_row(row: Row) -> Row | None:
-    """`prompt`: everything up to the last answer, which the model is to write anew; None if nothing is asked."""
-    if "instruction" in row:
-        messages = [{"role": "user", "content": row["instruction"]}]
-    elif isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
-    elif "prompt" in row:
-        messages = row["prompt"]
-    elif "messages" in row:
-        messages = row["messages"]
-    elif isinstance(row["chosen"], str):
-        messages = split_turns(row["chosen"])
-    else:
-        messages = row["chosen"]
-    messages = _clean(messages)
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    return {"prompt": messages} if messages and messages[-1]["content"] else None
-
-
-def split_turns(text: str) -> Messages:
-    """The turns of an HH-RLHF text ("\\n\\nHuman: … \\n\\nAssistant: …")."""
-    parts = _TURN.split(text)
-    return [
-        {"role": _ROLES[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def _clean(messages: Messages) -> Messages:
-    return [{"role": message["role"], "content": message["content"] or ""} for message in messages]

@@ -1,21 +1,19 @@
-"""What every stage needs in which policies answer prompts: a policy, prompts as token ids, and its divergence."""
+"""What every stage needs in which policies answer prompts: a policy, its prompts and its divergence."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.errors import InputError
+from po_dynamics.data.token_table import Prompt, open_prompts
 from po_dynamics.models.batches import Batch
 from po_dynamics.models.loading import context_length, load_model
-from po_dynamics.models.tokenizers import encode_prompt, prepare_tokenizer, read_tokenizer
-from po_dynamics.storage.parquet import read_rows
+from po_dynamics.models.tokenizers import prepare_tokenizer, read_tokenizer
 
 
 def load_policy(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -25,35 +23,18 @@ def load_policy(folder: Path, dtype: str) -> tuple[PreTrainedTokenizerBase, PreT
     return tokenizer, model
 
 
-def encode_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The rows `id, prompt` of a table, with `prompt_ids`."""
-    rows = read_rows(path, ["id", "prompt"])
-    return [{**row, "prompt_ids": encode_prompt(tokenizer, row["prompt"])} for row in rows]
-
-
 def draw_prompts(
-    path: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, max_new_tokens: int, n: int, seed: int
-) -> tuple[list[dict[str, Any]], int]:
-    """At most `n` rows of `encode_prompts`, drawn with `seed`, and how many prompts are too long to draw from.
+    path: Path, model: PreTrainedModel, max_new_tokens: int, n: int, seed: int
+) -> tuple[list[Prompt], int]:
+    """At most `n` prompts of a table of tokens, drawn with `seed`, and how many are too long to draw from.
 
     A prompt that several rows have is one prompt, under the id of its first row. InputError where none leaves room for
     `max_new_tokens` in the model's context.
     """
-    pool = _each_once(encode_prompts(path, tokenizer))
-    context = context_length(model) or sys.maxsize
-    fitting = [row for row in pool if len(row["prompt_ids"]) + max_new_tokens <= context]
-    if not fitting:
-        raise InputError(f"{path}: no prompt leaves room for {max_new_tokens} tokens in {context}")
+    longest = (context_length(model) or sys.maxsize) - max_new_tokens
+    fitting, use = open_prompts(path, longest, "lower evaluation.max_new_tokens or that of the target")
     order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [fitting[i] for i in order[:n]], len(pool) - len(fitting)
-
-
-def _each_once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of every prompt, in their order."""
-    unique: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        unique.setdefault(repr(row["prompt"]), row)
-    return list(unique.values())
+    return [fitting[i] for i in order[:n]], use.dropped["prompt too long"]
 
 
 class Divergence(NamedTuple):

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from po_dynamics.data.token_table import Prompt, read_prompts
 from po_dynamics.errors import InputError
-from po_dynamics.evaluation.policies import divergence, draw_prompts, encode_prompts, load_policy
+from po_dynamics.evaluation.policies import divergence, draw_prompts, load_policy
 from po_dynamics.models.batches import collate, longest_first
 from po_dynamics.models.loading import context_length, default_device, evaluating
 from po_dynamics.models.sampling import CachedRollout, Sampling, greedy, row_uniforms
@@ -71,7 +72,7 @@ def _bar(total: int, description: str) -> Any:
 def final_responses(
     checkpoint: Path, prompts: Path, output: Path, settings: Mapping[str, Any] | Responses, n: int, seed: int
 ) -> None:
-    """D′: greedy responses of the final checkpoint to `n` prompts drawn with `seed` from a table with `id, prompt`.
+    """D′: greedy responses of the final checkpoint to `n` prompts drawn with `seed` from a table of tokens.
 
     A prompt that several rows have (of preferences) is one prompt, under the id of its first row.
     Writes `id, prompt_ids, response_ids, response` (the ids with EOS if it came). Prompts that leave no room for
@@ -80,8 +81,8 @@ def final_responses(
     """
     new = Responses.of(settings, "evaluation").max_new_tokens
     tokenizer, model = load_policy(checkpoint, "float32")
-    rows, too_long = draw_prompts(prompts, tokenizer, model, new, n, seed)
-    ids = greedy_responses(model, tokenizer, [row["prompt_ids"] for row in rows], new, description="final responses")
+    rows, too_long = draw_prompts(prompts, model, new, n, seed)
+    ids = greedy_responses(model, tokenizer, [row.ids for row in rows], new, description="final responses")
     eos = tokenizer.eos_token_id
     empty, unended = sum(r == [eos] for r in ids), sum(r[-1] != eos for r in ids)
     _say(
@@ -90,7 +91,7 @@ def final_responses(
     )
     if empty == len(rows):
         raise InputError(f"{checkpoint}: every final response is empty (EOS at once): there is no D′ to probe with")
-    table = pd.DataFrame({"id": [row["id"] for row in rows], "prompt_ids": [row["prompt_ids"] for row in rows]})
+    table = pd.DataFrame({"id": [row.id for row in rows], "prompt_ids": [row.ids for row in rows]})
     table["response_ids"] = ids
     table["response"] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     write_frame(table, output)
@@ -108,7 +109,7 @@ def evaluate_responses(
     settings: Mapping[str, Any] | Responses,
     seed: int = 0,
 ) -> None:
-    """Greedy responses of every checkpoint to all prompts (`id, prompt`), for the judge, in one table.
+    """Greedy responses of every checkpoint to all prompts of a table of tokens, for the judge, in one table.
 
     Writes `step, id, instruction, response, n_tokens, ended, kl, reward, degenerate`. `n_tokens` counts EOS. `kl` (nats
     per response): one response is sampled per prompt (temperature 1, the same random numbers for every checkpoint), and
@@ -127,8 +128,8 @@ def evaluate_responses(
     tables = []
     for step, folder in sorted(checkpoints.items()):
         tokenizer, policy = load_policy(folder, dtype)
-        rows = encode_prompts(prompts, tokenizer)
-        prompt_ids = [row["prompt_ids"] for row in rows]
+        rows = read_prompts(prompts)
+        prompt_ids = [row.ids for row in rows]
         ids = greedy_responses(policy, tokenizer, prompt_ids, new, description=f"step {step}: greedy")
         _, reference = load_policy(sft, dtype)
         kl = kl_to_reference(policy, reference, tokenizer, prompt_ids, new, seed)
@@ -140,14 +141,14 @@ def evaluate_responses(
 
 
 def _table(
-    step: int, rows: Sequence[Mapping[str, Any]], ids: Sequence[Ids], kl: Tensor, tokenizer: PreTrainedTokenizerBase
+    step: int, rows: Sequence[Prompt], ids: Sequence[Ids], kl: Tensor, tokenizer: PreTrainedTokenizerBase
 ) -> pd.DataFrame:
     eos = int(tokenizer.eos_token_id)
     return pd.DataFrame(
         {
             "step": step,
-            "id": [row["id"] for row in rows],
-            "instruction": ["\n".join(m["content"] for m in row["prompt"] if m["role"] == "user") for row in rows],
+            "id": [row.id for row in rows],
+            "instruction": ["\n".join(m["content"] for m in row.messages if m["role"] == "user") for row in rows],
             "response": [text(tokenizer, response) for response in ids],
             "n_tokens": [len(response) for response in ids],
             "ended": [response[-1] == eos for response in ids],
@@ -198,7 +199,7 @@ def kl_to_reference(
 
 def _rewards(
     reward: Path | str | None,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Prompt],
     ids: Sequence[Ids],
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -208,7 +209,7 @@ def _rewards(
     from po_dynamics.models import reward_models
 
     scorer = reward_models.load(reward, tokenizer, BATCH_SIZE, default_device())
-    prompts, prompt_ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
+    prompts, prompt_ids = [row.messages for row in rows], [row.ids for row in rows]
     return scorer(prompts, texts, prompt_ids, ids).tolist()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from po_dynamics.data.token_table import Prompt
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation.policies import Divergence, divergence, draw_prompts, load_policy
 from po_dynamics.models import reward_models
@@ -52,7 +53,7 @@ class Task(NamedTuple):
 
     reference: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    prompts: Mapping[str, Mapping[str, Any]]  # id → row with `prompt`, `prompt_ids`
+    prompts: Mapping[str, Prompt]  # by id
     scorer: reward_models.Scorer
     settings: TargetSamples
     seed: int
@@ -80,18 +81,18 @@ def sample_policies(
     Args:
         policies: each with its model folder; the reference is not among them.
         reward: what `reward_models.load` takes.
-        prompts: table with `id, prompt`, from which `settings.prompts` are drawn.
+        prompts: table of tokens, from which `settings.prompts` are drawn.
 
     Raises:
         InputError: an unusable folder, no prompt that fits, a reward that is not finite.
     """
     settings = TargetSamples.of(settings, "target")
     tokenizer, model = load_policy(reference, "float32")
-    rows, _ = draw_prompts(prompts, tokenizer, model, settings.max_new_tokens, settings.prompts, seed)
+    rows, _ = draw_prompts(prompts, model, settings.max_new_tokens, settings.prompts, seed)
     if len(rows) < 2:
         raise InputError(f"{prompts}: one prompt leaves room for {settings.max_new_tokens} tokens; intervals need two")
     scorer = reward_models.load(reward, tokenizer, SCORED_TOGETHER, default_device())
-    task = Task(model, tokenizer, {str(row["id"]): row for row in rows}, scorer, settings, seed)
+    task = Task(model, tokenizer, {row.id: row for row in rows}, scorer, settings, seed)
     folders = {REFERENCE: reference, **policies}
     with torch.inference_mode():
         found = [
@@ -111,7 +112,7 @@ def _sampled(policy: Policy, folder: Path, task: Task) -> pd.DataFrame:
     ids = [key for key in task.prompts for _ in range(each)]
     sampling = Sampling(task.settings.max_new_tokens, (int(task.tokenizer.eos_token_id),), task.pad)
     uniforms_BR = row_uniforms(len(ids), sampling, (task.seed, *policy.run.encode(), policy.seed, policy.step))
-    prompt_ids = [task.prompts[key]["prompt_ids"] for key in ids]
+    prompt_ids = [task.prompts[key].ids for key in ids]
     responses = CachedRollout(model, sampling, SAMPLED_TOGETHER)(prompt_ids, uniforms_BR)
     table = pd.DataFrame({**policy._asdict(), "id": ids, "response_ids": [response.ids for response in responses]})
     table["ended"] = [response.ended for response in responses]
@@ -123,7 +124,7 @@ def _sampled(policy: Policy, folder: Path, task: Task) -> pd.DataFrame:
 def _rewards(table: pd.DataFrame, task: Task) -> list[float]:
     rows, responses = [task.prompts[key] for key in table["id"]], list(table["response_ids"])
     texts = task.tokenizer.batch_decode(responses, skip_special_tokens=True)
-    prompts, prompt_ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
+    prompts, prompt_ids = [row.messages for row in rows], [row.ids for row in rows]
     return task.scorer(prompts, texts, prompt_ids, responses).double().tolist()
 
 
@@ -138,7 +139,7 @@ def _divergence(model: PreTrainedModel, table: pd.DataFrame, task: Task) -> Dive
 
 def _batches(table: pd.DataFrame, task: Task) -> Iterator[tuple[list[int], Batch]]:
     """The responses of a table with their prompts, and the rows that each batch is of."""
-    prompts, responses = [task.prompts[key]["prompt_ids"] for key in table["id"]], list(table["response_ids"])
+    prompts, responses = [task.prompts[key].ids for key in table["id"]], list(table["response_ids"])
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     for rows in longest_first(lengths, SCORED_TOGETHER):
         batch = collate([prompts[r] for r in rows], [responses[r] for r in rows], task.pad)

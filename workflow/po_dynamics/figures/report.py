@@ -36,6 +36,14 @@ class ExactBandit(NamedTuple):
     claims: Path
 
 
+class DataTables(NamedTuple):
+    """Tables about the data sets (CSV of `data.statistics`)."""
+
+    counts: Path
+    sources: Path
+    overlaps: Path
+
+
 class Displacement(NamedTuple):
     """Tables of "Why do both fall?"; the section is left out where they have no rows."""
 
@@ -63,6 +71,7 @@ class Contents:
         figures: PNG files with `Title` and `Description` (see `style.save`), shown by folder and number; those called
             `training_*` and `displacement_*` go into sections of their own, the first folded away.
         tables: further tables to link to.
+        data: the section about the data sets; None: without.
         bandit: the exact bandit's section; None: without.
         displacement: the tables of the section "Why do both fall?"; None: without.
         target: the section on the language models' distance to their target; None: without.
@@ -76,6 +85,7 @@ class Contents:
     win_rates: Path
     figures: Sequence[Path]
     tables: Sequence[Path] = ()
+    data: DataTables | None = None
     bandit: ExactBandit | None = None
     displacement: Displacement | None = None
     target: Target | None = None
@@ -98,7 +108,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     results, rates = _read(contents.results), _read(contents.win_rates)
     figures = [_figure(path, root) for path in sorted(contents.figures, key=_by_number)]
     records = find_records(root) if contents.records is None else contents.records
-    bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
+    bandit, linked, drawn = contents.bandit, [*contents.tables, *(contents.data or ())], [*contents.figures]
     if contents.displacement:
         linked = [*linked, *contents.displacement]
     if bandit:
@@ -110,6 +120,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         "judge": ", ".join(map(str, rates["judge"].unique())),
         **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
         "both_fall": _both_fall(contents),
+        "data": contents.data and _data(contents.data),
         "bandit": bandit and _bandit(bandit, root),
         "target": contents.target and _target(contents.target, contents.runs),
         "stages": _stages(_records(records)),
@@ -205,6 +216,21 @@ def _both_fall(contents: Contents) -> list[dict[str, Any]]:
         return []
     tables = contents.displacement
     return explained(pd.read_csv(tables.displacement), pd.read_csv(tables.check), contents.runs)
+
+
+def _data(files: DataTables) -> dict[str, Any]:
+    """Rows of every step with the reasons of those it leaves out, where the data come from, prompts that sets share."""
+    counts = _read(files.counts).fillna({"model": ""})
+    steps = []
+    for (data_set, model, step), rows in counts.groupby(["data_set", "model", "step"], sort=False):
+        reasons = dict(zip(rows["reason"], rows["rows"], strict=True))
+        used, cut = reasons.pop("used"), reasons.pop("cut", 0)
+        steps.append({"data_set": data_set, "model": model, "step": step, "used": used, "cut": cut, "dropped": reasons})
+    overlaps = _read(files.overlaps)
+    shared = overlaps[(overlaps["same_prompt"] > 0) | (overlaps["same_opening"] > 0)]
+    sources = pd.read_csv(files.sources).astype(object)
+    sources = sources.where(sources.notna(), None)  # none of a world
+    return {"steps": steps, "overlaps": shared.to_dict("records"), "sources": sources.to_dict("records")}
 
 
 def _bandit(files: ExactBandit, root: Path) -> dict[str, Any]:

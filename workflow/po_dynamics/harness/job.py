@@ -52,7 +52,7 @@ def stage(snakemake: Any) -> Iterator[None]:
     On success `output.provenance` (if the rule has one) is written: rule, wildcards, parameters, commit, versions,
     hardware, wall time in seconds and peak memory in MB.
     """
-    _set_environment(snakemake.threads)
+    _set_environment(snakemake.rule, snakemake.threads)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     label = " ".join([snakemake.rule, *(str(v) for k, v in snakemake.wildcards.items() if k != "experiment")])
     stderr = sys.stderr
@@ -81,7 +81,9 @@ def inputs_of(snakemake: Any) -> dict[str, Any]:
     return {name: Path(v) if isinstance(v, str) else list(map(Path, v)) for name, v in named.items()}
 
 
-def _set_environment(threads: int) -> None:
+def _set_environment(rule: str, threads: int) -> None:
+    if not rule.startswith("download_"):  # what may use the network is a rule of its own; before anything is imported
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of reading and writing weight shards

@@ -92,7 +92,11 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float
 
 def check(prompts: Sequence[Sequence[int]], sampling: Sampling, context: int | None) -> None:
     """InputError for empty prompts, and for prompts that leave no room for the response in the context."""
-    lengths = [len(prompt) for prompt in prompts]
+    check_lengths([len(prompt) for prompt in prompts], sampling, context)
+
+
+def check_lengths(lengths: Sequence[int], sampling: Sampling, context: int | None) -> None:
+    """As `check`, of the prompts' lengths in tokens."""
     if not lengths or min(lengths) == 0:
         raise InputError("roll-out: there is no prompt, or an empty one")
     if context is not None and max(lengths) + sampling.max_new_tokens > context:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError, first_line
 
@@ -137,25 +137,90 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _tokenize_all(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return ids
+
+
+class Conversation(NamedTuple):
+    """Token ids of a prompt, up to where the assistant's answer begins, and of answers to it, EOS included."""
+
+    prompt_ids: list[int]
+    answers: list[list[int]]
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the conversation so far, up to where the assistant's answer begins."""
     return _tokenize(tokenizer, _render(tokenizer, messages, True))
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], message: Message) -> list[int]:
-    """Token ids of the answer `message` to `prompt`, EOS included: prompt + response is the template's full rendering.
+    """Token ids of the answer `message` to `prompt`, EOS included; see `encode_conversations`."""
+    (found,) = encode_conversations(tokenizer, [(prompt, [message])])
+    if isinstance(found, InputError):
+        raise found
+    return found.answers[0]
 
-    Where a token would span prompt and response, the response is tokenised by itself, as a generating model sees it.
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[Sequence[Message], Sequence[Message]]]
+) -> list[Conversation | InputError]:
+    """Of every prompt and answers to it: their token ids, or why the chat template refuses them; one batch of texts.
+
+    Prompt + answer is the template's full rendering. Where a token would span both, the answer is tokenised by itself,
+    as a generating model sees it.
     """
-    start, whole = _render(tokenizer, prompt, True), _render(tokenizer, [*prompt, message], False)
-    if not whole.startswith(start):
-        raise InputError(f"the chat template renders the prompt differently once it is answered: {start[-80:]!r}")
-    prompt_ids, ids = _tokenize(tokenizer, start), _tokenize(tokenizer, whole)
-    if ids[: len(prompt_ids)] == prompt_ids:
-        response = ids[len(prompt_ids) :]
-    else:
-        response = _tokenize(tokenizer, whole[len(start) :])
-    eos = tokenizer.eos_token_id
+    rendered = [_rendered(tokenizer, *row) for row in rows]
+    texts = [found for found in rendered if not isinstance(found, InputError)]
+    encoded = iter(_tokenize_all(tokenizer, [text for found in texts for text in found]))
+    ids = [[next(encoded) for _ in found] for found in texts]
+    # The answers of which the template's rendering shares a token with the prompt, by themselves.
+    apart = [
+        whole[len(start) :]
+        for (start, *wholes), (prompt_ids, *answers) in zip(texts, ids, strict=True)
+        for whole, answer in zip(wholes, answers, strict=True)
+        if not _follows(prompt_ids, answer)
+    ]
+    alone = iter(_tokenize_all(tokenizer, apart))
+
+    def conversation(prompt_ids: list[int], *answers: list[int]) -> Conversation:
+        parts = (ids[len(prompt_ids) :] if _follows(prompt_ids, ids) else next(alone) for ids in answers)
+        return Conversation(prompt_ids, [_to_eos(part, tokenizer.eos_token_id) for part in parts])
+
+    found = (conversation(*of_row) for of_row in ids)
+    return [error if isinstance(error, InputError) else next(found) for error in rendered]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[Message]
+) -> list[str] | InputError:
+    """The prompt's text, and that of the conversation with each answer."""
+    try:
+        start = _render(tokenizer, prompt, True)
+        wholes = [_render(tokenizer, [*prompt, answer], False) for answer in answers]
+    except InputError as error:
+        return error
+    if not all(whole.startswith(start) for whole in wholes):
+        return InputError(f"the chat template renders the prompt differently once it is answered: {start[-80:]!r}")
+    return [start, *wholes]
+
+
+def _follows(prompt_ids: list[int], ids: list[int]) -> bool:
+    return ids[: len(prompt_ids)] == prompt_ids
+
+
+def _to_eos(response: list[int], eos: Any) -> list[int]:
+    """The response up to its last EOS, which it gets if it has none: some templates add a line break after EOS."""
     if eos not in response:
         return [*response, eos]
-    return response[: len(response) - response[::-1].index(eos)]  # some templates add a line break after EOS
+    return response[: len(response) - response[::-1].index(eos)]
+
+
+def prepared_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model's folder as SFT prepares it; the weights are not read."""
+    tokenizer = read_tokenizer(folder)
+    with torch.device("meta"):
+        prepare_tokenizer(tokenizer, AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+    return tokenizer

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.errors import InputError
+from po_dynamics.data.token_table import Prompt
 from po_dynamics.models.batches import Batch, chunks, collate, needed_width, token_logps, unmasked
 from po_dynamics.models.critic import token_values
 from po_dynamics.models.reward_models import Scorer
 from po_dynamics.models.sampling import Response, Rollout, Sampling, engine, mix, row_uniforms
-from po_dynamics.models.tokenizers import encode_prompt
 from po_dynamics.models.vllm import VLLMRollout
 from po_dynamics.objectives.components import thresholds
 from po_dynamics.ppo import advantages
@@ -28,7 +27,6 @@ from po_dynamics.ppo.advantages import Advantages
 from po_dynamics.settings.online import Online
 from po_dynamics.storage import sharding
 from po_dynamics.storage.distributed import gathered_items, gathered_rows, share
-from po_dynamics.storage.parquet import read_rows
 
 
 class Sources(NamedTuple):
@@ -37,7 +35,7 @@ class Sources(NamedTuple):
     policy: Path  # a model folder; with critic/ inside where it is a checkpoint of PPO
     reward: str | Path  # a reward-model folder or "module:function"
     reference: Path  # the model of the KL penalty
-    prompts: Path  # preferences.parquet, columns id and prompt
+    prompts: Path  # a table of tokens, whose prompts are used, each once
 
 
 class Models(NamedTuple):
@@ -49,31 +47,6 @@ class Models(NamedTuple):
     scorer: Scorer
     tokenizer: PreTrainedTokenizerBase
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-
-# ---------------------------------------------------------------------------------------------------------- prompts
-
-
-class Prompt(NamedTuple):
-    """A prompt as messages and as the token ids that the policy reads."""
-
-    id: str
-    messages: list[dict[str, str]]
-    ids: list[int]
-
-
-def load_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Prompt], int]:
-    """Prompts of the parquet's `prompt` column, each once, and how many were left out as longer than `max_length`."""
-    unique: dict[str, Prompt] = {}
-    for row in read_rows(path, ["id", "prompt"]):
-        if (key := repr(row["prompt"])) not in unique:
-            unique[key] = Prompt(str(row["id"]), row["prompt"], encode_prompt(tokenizer, row["prompt"]))
-    kept = [prompt for prompt in unique.values() if len(prompt.ids) <= max_length]
-    if not kept:
-        raise InputError(
-            f"{path}: none of {len(unique)} prompts has at most {max_length} tokens: raise max_prompt_length"
-        )
-    return kept, len(unique) - len(kept)
 
 
 def epoch_order(count: int, start: int, n: int, seed: int) -> list[int]:

@@ -57,13 +57,13 @@ def _component_shares(experience: Experience, tokens: int) -> dict[str, float]:
     return shares | raw
 
 
-def announce(settings: Online, processes: int, prompts: int, too_long: int) -> None:
+def announce(settings: Online, processes: int, prompts: str) -> None:
     """Prints what the settings amount to."""
     print(
         f"PPO: {settings.max_steps} updates of {settings.batch_size} episodes on {processes} process(es); global batch "
         f"{settings.batch_size // settings.mini_batches} responses per optimizer step, "
         f"{settings.epochs * settings.mini_batches} steps per update; "
-        f"{prompts} prompts, {too_long} left out as longer than {settings.max_prompt_length} tokens",
+        f"prompts of at most {settings.max_prompt_length} tokens: {prompts}",
         file=sys.stderr,
         flush=True,
     )

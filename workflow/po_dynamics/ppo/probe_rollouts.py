@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from po_dynamics.data.token_table import open_prompts
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.models.critic import Critic
@@ -24,7 +25,6 @@ from po_dynamics.ppo.experience import (
     Sources,
     epoch_order,
     evaluate,
-    load_prompts,
     penalised_scores,
     roll_out,
     rollout_engine,
@@ -60,7 +60,7 @@ def fresh_rollouts(
     checked = Online.of(settings, "online")
     repeats = group_size(checked, objective, n) or 1
     models = load_models(sources, checked)
-    pool, _ = load_prompts(sources.prompts, models.tokenizer, checked.max_prompt_length)
+    pool, _ = open_prompts(sources.prompts, checked.max_prompt_length)
     prompts = [pool[row] for row in epoch_order(len(pool), 0, n // repeats, mix(seed, 2)) for _ in range(repeats)]
     rollout = rollout_engine(models.policy, checked, models.tokenizer)  # type: ignore[arg-type]
     rollouts = roll_out(models, rollout, prompts, checked, (seed, 3))

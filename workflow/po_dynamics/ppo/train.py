@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import AutoConfig
 
+from po_dynamics.data.token_table import open_prompts
 from po_dynamics.models import reward_models
 from po_dynamics.models.loading import context_length, load_model
-from po_dynamics.models.sampling import check, mix
+from po_dynamics.models.sampling import check_lengths, mix
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.ppo import metrics as ppo_metrics
@@ -33,7 +34,6 @@ from po_dynamics.ppo.experience import (
     Sources,
     epoch_order,
     evaluate,
-    load_prompts,
     roll_out,
     rollout_engine,
     sampling_law,
@@ -57,7 +57,7 @@ def train_online(
     reference: Path | None = None,
     first_step: int = 0,
 ) -> None:
-    """Trains `policy` (the SFT model) on the prompts of a preferences.parquet and writes checkpoints and a log.
+    """Trains `policy` (the SFT model) on the prompts of a table of tokens and writes checkpoints and a log.
 
     `reward` is a reward-model folder or "module:function"; `reference` the model of the KL penalty (default: `policy`);
     `settings` is models.<m>.online. Checkpoints are `output`/step-<t>/, t = completed updates (roll-out batches), `log`
@@ -100,11 +100,11 @@ class Run:
         processes, device = self.accelerator.num_processes, self.accelerator.device
         check_processes(settings, processes)
         tokenizer = load_tokenizer(sources.policy)
-        self.prompts, too_long = load_prompts(sources.prompts, tokenizer, settings.max_prompt_length)
+        self.prompts, use = open_prompts(sources.prompts, settings.max_prompt_length)
         context = context_length(AutoConfig.from_pretrained(sources.policy))
-        check([prompt.ids for prompt in self.prompts], sampling_law(settings, tokenizer), context)
+        check_lengths(self.prompts.lengths.tolist(), sampling_law(settings, tokenizer), context)
         if self.accelerator.is_main_process:
-            ppo_metrics.announce(settings, processes, len(self.prompts), too_long)
+            ppo_metrics.announce(settings, processes, str(use))
         scorer = reward_models.load(sources.reward, tokenizer, settings.micro_batch_size, device)
         reference = load_model(sources.reference, device=device).requires_grad_(False)
         self.learner = ppo_state.make_learner(sources.policy, sources.reward, settings, self.accelerator)

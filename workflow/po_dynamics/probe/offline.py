@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from po_dynamics.models.loading import usable_length
-from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.probe.passes import with_reference
 from po_dynamics.probe.run import ProbedRun, open_inputs, probe_all, signature_of
 from po_dynamics.probe.samples import Sample, read_pairs
@@ -23,7 +22,7 @@ def probe_offline(run: ProbedRun, rewards: Path | None = None) -> None:
     n, seed = run.settings.samples.train, run.settings.seed
     reference = run.load(run.reference)
     max_length = usable_length(reference, run.training["max_length"])
-    pairs = read_pairs(run.preferences, load_tokenizer(run.reference), n, seed, run.batch_size, max_length, rewards)
+    pairs = read_pairs(run.preferences, n, seed, run.batch_size, max_length, rewards)
     train: list[Sample] = []
 
     def draw(_: Path) -> list[Sample]:

@@ -43,7 +43,7 @@ class ProbedRun:
     checkpoints: Path  # with folders step-<t>
     steps: Sequence[int]  # t of those to probe
     reference: Path  # the run's initial model; its log-probs are computed here, by the code path of the policy's
-    preferences: Path  # pairs offline, prompts online: where D is drawn from
+    preferences: Path  # tokens of pairs offline, of prompts online: where D is drawn from
     final_responses: Path  # where D′ is drawn from
     output: Path  # gets step-<t>/{samples,scores,batches}.parquet
     state: Path  # finished checkpoints and pieces of the one in work; removed on success

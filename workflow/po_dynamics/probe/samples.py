@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from po_dynamics.data.preferences import EncodedPair, encode_pairs, read_rewards
+from po_dynamics.data.preferences import EncodedPair, Pairs, read_rewards
 from po_dynamics.dynamics.coefficients import PAIR_ROLES
 from po_dynamics.dynamics.tables import COLUMNS
 from po_dynamics.errors import InputError
@@ -92,15 +92,14 @@ def final_samples(responses: Sequence[tuple[Sequence[int], Sequence[int]]], batc
 
 def read_pairs(
     path: Path,
-    tokenizer: PreTrainedTokenizerBase,
     n: int,
     seed: int,
     batch_size: int,
     max_length: int,
     rewards: Path | None = None,
 ) -> list[Sample]:
-    """n preference pairs, tokenised as for training, with their rewards where a table of them is given."""
-    pairs = encode_pairs(path, tokenizer, max_length)
+    """n preference pairs, the tokens of training, with their rewards where a table of them is given."""
+    pairs = Pairs(path, max_length)
     chosen = [pairs[i] for i in choose(len(pairs), n, seed, str(path))]
     return pair_samples(chosen, batch_size, read_rewards(rewards, [pair.id for pair in chosen]) if rewards else None)
 

@@ -51,8 +51,6 @@ class Dataset(Settings):
     """of data_files"""
     limit: Positive | None = None
     """rows to keep, drawn at random; null: all"""
-    max_prompt_characters: Positive | None = None
-    """rows with a longer prompt are left out and counted"""
 
 
 class HubData(Settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -132,3 +132,14 @@ class Configuration(Settings):
         if not isinstance(given, Mapping):
             return given
         return {key: value for key, value in given.items() if not str(key).startswith("x-")}
+
+    @model_validator(mode="after")
+    def _worlds_keep_to_themselves(self) -> Self:
+        if self.data.source == "world":
+            return self
+        if self.evaluation.judge == "gold":
+            raise mistake("evaluation.judge", "gold", "a judge of real text: gold knows the embedded world's alone")
+        for name, model in self.models.items():
+            if model.base.source == "world":
+                raise mistake(f"models.{name}.base.source", "world", "hub, as data.source is")
+        return self

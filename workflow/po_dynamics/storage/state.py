@@ -54,7 +54,8 @@ class Termination:
 def identity(path: Path) -> list[list[Any]]:
     """What tells whether an input changed: the hash of a file; names, sizes and times of the files in a folder."""
     if path.is_file():
-        return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]]
+        with path.open("rb") as file:
+            return [[path.name, hashlib.file_digest(file, "sha256").hexdigest()]]
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoConfig
 
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.preferences import REWARDS, encode_pairs, read_rewards
+from po_dynamics.data.preferences import REWARDS, Pairs, read_rewards
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import check_folder, load_model, usable_length
 from po_dynamics.models.tokenizers import load_tokenizer
@@ -48,6 +47,7 @@ def train_offline(
     Args:
         init: the initial model (SFT or base), or a checkpoint `step-<first_step>` of another run; steps, data order and
             learning rate then go on from `first_step`, AdamW from its stored second moments and no momentum.
+        preferences: what `tokenise` wrote, of this model.
         reference: what `compute_reference` wrote for these preferences.
         output: `checkpoints/`, a folder `step-<t>` for every t of `settings.checkpoints`.
         log: `training.csv`, a row per optimizer step.
@@ -115,7 +115,7 @@ def _train(
     )
 
 
-def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, seed: int) -> Dataset[Any]:
+def _in_order(rows: Rows, settings: Offline, first_step: int, seed: int) -> Dataset[Any]:
     """The rows of steps `first_step` to `max_steps`, in the order of training.
 
     Batches run across the ends of epochs, so every step has the whole global batch, on any number of processes.
@@ -124,22 +124,31 @@ def _in_order(rows: list[dict[str, Any]], settings: Offline, first_step: int, se
     return Subset(ShuffledRows(rows, last * size, seed), range(first_step * size, last * size))
 
 
-def _rows(
-    init: Path, preferences: Path, reference: Path, rewards: Path | None, settings: Offline
-) -> list[dict[str, Any]]:
-    """The pairs as `OfflineTrainer` takes them."""
+class Rows(Sequence[dict[str, Any]]):
+    """The pairs as `OfflineTrainer` takes them, with further columns of numbers, each read when it is asked for."""
+
+    def __init__(self, pairs: Pairs, columns: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> None:
+        self.pairs, self.columns = pairs, columns
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.pairs[index]._asdict()
+        for names, values in self.columns.items():
+            row |= zip(names, values[index], strict=True)
+        return row
+
+
+def _rows(init: Path, preferences: Path, reference: Path, rewards: Path | None, settings: Offline) -> Rows:
+    """The pairs with their reference log-probs, and with rewards where there are some."""
     check_folder(init)
-    max_length = usable_length(AutoConfig.from_pretrained(init), settings.max_length)
-    pairs = encode_pairs(preferences, load_tokenizer(init), max_length)
-    ids = [pair.id for pair in pairs]
+    pairs = Pairs(preferences, usable_length(AutoConfig.from_pretrained(init), settings.max_length))
+    ids = pairs.ids
     columns = {("ref_chosen_logps", "ref_rejected_logps"): read_reference(reference, ids)}
     if rewards:
         columns[REWARDS] = read_rewards(rewards, ids)
-    rows = [dataclasses.asdict(pair) for pair in pairs]
-    for names, values in columns.items():
-        for row, both in zip(rows, values, strict=True):
-            row |= zip(names, both, strict=True)
-    return rows
+    return Rows(pairs, columns)
 
 
 def _checkpoint_steps(settings: Offline, first_step: int) -> list[int]:

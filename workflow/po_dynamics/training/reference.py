@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from po_dynamics.data.preferences import encode_pairs, read_of_pairs
+from po_dynamics.data.preferences import Pairs, read_of_pairs
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first, token_logps
 from po_dynamics.models.loading import load_model, usable_length
@@ -23,27 +23,34 @@ from po_dynamics.storage.parquet import write_table
 def compute_reference(model: Path, data: Path, output: Path, settings: Mapping[str, Any] | Reference) -> None:
     """Writes log π_ref of both responses of every pair: `id, ref_chosen_logp, ref_rejected_logp` (sums, nats).
 
-    `settings` are those of `models.<model>.offline` that matter; the pairs are those that `train_offline` sees.
+    `data` is what `tokenise` wrote of this model, `settings` are those of `models.<model>.offline` that matter; the
+    pairs are those that `train_offline` sees.
     """
     settings = Reference.of(settings, "offline")
-    policy, tokenizer = load_model(model), load_tokenizer(model)
+    policy, pad = load_model(model), load_tokenizer(model).pad_token_id
     device = policy.device
-    pairs = encode_pairs(data, tokenizer, usable_length(policy, settings.max_length))
-    responses = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
-    lengths = [len(prompt) + len(answer) for prompt, answer in responses]
-    logps, batches = [0.0] * len(responses), longest_first(lengths, 2 * settings.micro_batch_size)
+    pairs = Pairs(data, usable_length(policy, settings.max_length))
+    lengths = pairs.lengths.ravel().tolist()
+    logps, batches = [0.0] * len(lengths), longest_first(lengths, 2 * settings.micro_batch_size)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         for indices in tqdm(batches, mininterval=5, desc="reference log-probs", unit="batch"):
-            prompts, answers = zip(*(responses[i] for i in indices), strict=True)
-            batch = collate(prompts, answers, tokenizer.pad_token_id).to(device)
+            prompts, answers = zip(*(_response(pairs, i) for i in indices), strict=True)
+            batch = collate(prompts, answers, pad).to(device)
             for i, logp in zip(indices, token_logps(policy, batch).double().sum(1).tolist(), strict=True):
                 logps[i] = logp
-    if bad := [pairs[i // 2].id for i, logp in enumerate(logps) if not math.isfinite(logp)]:
+    ids = pairs.ids
+    if bad := [ids[i // 2] for i, logp in enumerate(logps) if not math.isfinite(logp)]:
         raise InputError(
             f"{model}: the log-prob of {bad[0]} is not finite ({len(bad)} responses); its weights are broken"
         )
-    table = {"id": [p.id for p in pairs], "ref_chosen_logp": logps[::2], "ref_rejected_logp": logps[1::2]}
+    table = {"id": ids, "ref_chosen_logp": logps[::2], "ref_rejected_logp": logps[1::2]}
     write_table(pa.table(table), output)
+
+
+def _response(pairs: Pairs, index: int) -> tuple[list[int], list[int]]:
+    """Prompt and response of an even number: of a pair's chosen one; of the odd number after it: of the rejected."""
+    pair = pairs[index // 2]
+    return pair.prompt_ids, pair.rejected_ids if index % 2 else pair.chosen_ids
 
 
 def read_reference(path: Path, ids: Sequence[str]) -> list[tuple[float, float]]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.data.order import ShuffledRows
+from po_dynamics.data.token_table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first
 from po_dynamics.models.loading import default_device, load_checked, load_model, turn_off_dropout, usable_length
-from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
+from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.settings.training import TrainedReward
 from po_dynamics.storage.checkpoints import publish
 from po_dynamics.storage.distributed import is_first_process
-from po_dynamics.storage.parquet import read_rows
 from po_dynamics.storage.state import identity, open_state
 from po_dynamics.training import arguments
 
@@ -32,6 +33,7 @@ def train_reward(
     """Trains −log σ(r(x, y⁺) − r(x, y⁻)); killed and called again, it ends in the same weights.
 
     Args:
+        preferences: what `tokenise` wrote, of this model.
         output: a one-label sequence classifier with tokenizer, `training.csv`, `metrics.json` (accuracy on held-out
             prompts with its standard error, row counts), `normalisation.json` (mean and std of the raw scores of
             sampled responses of the SFT model).
@@ -44,7 +46,7 @@ def train_reward(
     tokenizer = load_tokenizer(sft)
     untrained = new_classifier(sft, settings.seed)
     max_length = usable_length(untrained, settings.max_length)
-    rows, dropped = encode_rows(preferences, tokenizer, max_length)
+    rows, dropped = Comparisons.of(preferences, max_length)
     train, held_out = split(rows, settings.seed)
     steps = arguments.total_steps(settings, len(train))
     run = {"settings": settings.resolved(), "sft": identity(sft), "preferences": identity(preferences)}
@@ -85,49 +87,67 @@ def new_classifier(sft: Path, seed: int) -> PreTrainedModel:
     return model.eval()
 
 
-def encode_rows(
-    preferences: Path, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows `id, prompt, prompt_ids, chosen_ids, rejected_ids` (whole conversations), and how many were too long.
+class Comparisons(Sequence[dict[str, Any]]):
+    """Rows `id, prompt_ids, chosen_ids, rejected_ids` of a token table, the latter two whole conversations.
 
-    A pair with a conversation above `max_length` is dropped, not cut: its end decides the score.
+    Each is read when it is asked for. A pair with a conversation above `max_length` tokens is left out and counted, not
+    cut: its end decides the score.
+
+    Raises:
+        InputError: an unusable table, fewer than two pairs that fit.
     """
-    rows, dropped = [], 0
-    for row in read_rows(preferences, ["id", "prompt", "chosen", "rejected"]):
-        prompt_ids = encode_prompt(tokenizer, row["prompt"])
-        chosen, rejected = (
-            [*prompt_ids, *encode_response(tokenizer, row["prompt"], row[role][0])] for role in ("chosen", "rejected")
-        )
-        if max(len(chosen), len(rejected)) > max_length:
-            dropped += 1
-            continue
-        rows.append({"id": row["id"], "prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
-    if len(rows) < 2:
-        raise InputError(
-            f"{preferences}: {len(rows)} pairs fit into {max_length} tokens; raise max_length or add pairs"
-        )
-    if dropped:
-        print(f"{preferences}: {dropped} pairs are longer than {max_length} tokens and dropped", file=sys.stderr)
-    return rows, dropped
+
+    def __init__(self, table: TokenTable, rows: np.ndarray) -> None:
+        self.table, self.rows = table, rows
+
+    @classmethod
+    def of(cls, preferences: Path, max_length: int) -> tuple[Comparisons, int]:
+        """Those of a file, and how many are left out."""
+        table = TokenTable(preferences, "chosen_ids", "rejected_ids")
+        use = table.whole(max_length)
+        if len(use.rows) < 2:
+            raise InputError(
+                f"{preferences}: {len(use.rows)} pairs fit into {max_length} tokens; raise max_length or add pairs"
+            )
+        print(f"{preferences}: whole in {max_length} tokens: {use}", file=sys.stderr)
+        return cls(table, use.rows), sum(use.dropped.values())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        prompt, chosen, rejected = (self.table.ids(f"{name}_ids", row) for name in ("prompt", "chosen", "rejected"))
+        ids = {"prompt_ids": prompt, "chosen_ids": [*prompt, *chosen], "rejected_ids": [*prompt, *rejected]}
+        return {"id": self.table.name(row), **ids}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the longer conversation of each."""
+        found: list[int] = (self.table.lengths("prompt_ids") + self.table.longest)[self.rows].tolist()
+        return found
 
 
-def split(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split(rows: Comparisons, seed: int) -> tuple[Comparisons, Comparisons]:
     """Training and held-out pairs, with disjoint prompts."""
-    prompts = sorted({tuple(row["prompt_ids"]) for row in rows})
+    # Big-endian bytes sort as the token ids do.
+    keys = [np.array(rows.table.ids("prompt_ids", row), dtype=">u4").tobytes() for row in rows.rows]
+    prompts = sorted(set(keys))
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = {prompts[i] for i in order[: max(1, round(HELD_OUT * len(prompts)))]}
-    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
-    for row in rows:
-        parts[tuple(row["prompt_ids"]) in held_out].append(row)
-    if not parts[0]:
+    is_held_out = np.array([key in held_out for key in keys])
+    if is_held_out.all():
         raise InputError("all preference pairs share one prompt: none is left for training beside the held-out ones")
-    return parts
+    return Comparisons(rows.table, rows.rows[~is_held_out]), Comparisons(rows.table, rows.rows[is_held_out])
 
 
 def _trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
+    rows: Comparisons,
     settings: TrainedReward,
     state: Path,
     steps: int,
@@ -137,19 +157,14 @@ def _trainer(
 
     from po_dynamics.training.resume import collate_with_ids
 
-    columns = ("id", "chosen_ids", "rejected_ids")
-    items = [{name: row[name] for name in columns} for row in rows]
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(**arguments.arguments(settings, state, steps)),
-        train_dataset=Dataset.from_list(
-            [{"chosen_ids": rows[0]["chosen_ids"], "rejected_ids": rows[0]["rejected_ids"]}]
-        ),
+        train_dataset=Dataset.from_list([{name: rows[0][name] for name in ("chosen_ids", "rejected_ids")}]),
         processing_class=tokenizer,
     )
-    lengths = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     batch = settings.batch_size
-    trainer.train_dataset = ShuffledRows(items, steps * batch, settings.seed, lengths, batch)
+    trainer.train_dataset = ShuffledRows(rows, steps * batch, settings.seed, rows.lengths, batch)
     trainer.data_collator = collate_with_ids(trainer.data_collator)
     return trainer
 

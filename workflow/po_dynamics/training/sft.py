@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.data.order import ShuffledRows
+from po_dynamics.data.token_table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model, usable_length
-from po_dynamics.models.tokenizers import encode_prompt, encode_response, prepare_tokenizer, read_tokenizer
+from po_dynamics.models.tokenizers import prepare_tokenizer, read_tokenizer
 from po_dynamics.settings.training import Sft
 from po_dynamics.storage.checkpoints import publish
 from po_dynamics.storage.distributed import is_first_process
-from po_dynamics.storage.parquet import read_rows
 from po_dynamics.storage.state import identity, open_state
 from po_dynamics.training import arguments
 
@@ -24,11 +24,12 @@ IGNORED = -100  # label of a token without loss
 
 
 def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mapping[str, Any] | Sft) -> None:
-    """Fine-tunes `base` on `sft.parquet` (`id, prompt, completion`); killed and called again, it ends the same.
+    """Fine-tunes `base` on the tokens of prompts and completions; killed and called again, it ends the same.
 
     The tokenizer gets its pad token and chat template here (`models.prepare_tokenizer`), for all later stages.
 
     Args:
+        data: what `tokenise` wrote, of this model.
         output: the model with tokenizer, `training.csv` (a row per step), `training.json` (steps, batch, row counts).
         state: resumable state; removed on success.
         settings: `models.<model>.sft` of the configuration.
@@ -41,7 +42,7 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
     tokenizer = read_tokenizer(base)
     prepare_tokenizer(tokenizer, model)
     max_length = usable_length(model, settings.max_length)
-    rows, counts = encode_rows(data, tokenizer, max_length, settings.loss_on)
+    rows = Examples(data, max_length, settings.loss_on)
     steps = arguments.total_steps(settings, len(rows))
     run = {"settings": settings.resolved(), "base": identity(base), "data": identity(data)}
     if is_first_process():
@@ -50,42 +51,55 @@ def train_sft(base: Path, data: Path, output: Path, state: Path, settings: Mappi
 
     trained = arguments.train(trainer, tokenizer, state, settings.save_every, "sft")
     if is_first_process():
-        summary = {"steps": steps, "global_batch": settings.batch_size, "max_length": max_length, **counts}
+        summary = {"steps": steps, "global_batch": settings.batch_size, "max_length": max_length, **rows.counts}
         publish(load_model(trained, device="cpu"), tokenizer, output, state, {"training.json": summary})
 
 
-def encode_rows(
-    data: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, loss_on: str
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows `id, input_ids, labels`, and counts: `rows`, `cut` (at the end), `dropped` (too long a prompt)."""
-    rows, cut, dropped = [], 0, 0
-    for row in read_rows(data, ["id", "prompt", "completion"]):
-        if len(row["completion"]) != 1:
-            raise InputError(f"{data}: the completion of {row['id']} has {len(row['completion'])} messages, not one")
-        prompt_ids = encode_prompt(tokenizer, row["prompt"])
-        response_ids = encode_response(tokenizer, row["prompt"], row["completion"][0])
-        if len(prompt_ids) >= max_length:
-            dropped += 1
-            continue
-        ids = [*prompt_ids, *response_ids]
-        cut += len(ids) > max_length
-        labels = ids if loss_on == "all" else [IGNORED] * len(prompt_ids) + response_ids
-        rows.append({"id": row["id"], "input_ids": ids[:max_length], "labels": labels[:max_length]})
-    if not rows:
-        raise InputError(f"{data}: no prompt leaves room for an answer in {max_length} tokens; raise max_length")
-    if cut or dropped:
-        print(
-            f"{data}: of {len(rows) + dropped} rows {cut} are cut to {max_length} tokens, {dropped} dropped (their "
-            "prompt alone is as long)",
-            file=sys.stderr,
-        )
-    return rows, {"rows": len(rows), "cut": cut, "dropped": dropped}
+class Examples(Sequence[dict[str, Any]]):
+    """Rows `id, input_ids, labels` of a token table, each read when it is asked for; cut to `max_length` tokens.
+
+    Raises:
+        InputError: an unusable table, no prompt that leaves room for an answer.
+    """
+
+    def __init__(self, data: Path, max_length: int, loss_on: str) -> None:
+        self.table, self.max_length, self.loss_on = TokenTable(data, "completion_ids"), max_length, loss_on
+        self.use = self.table.cut_to(max_length)
+        if not len(self.use.rows):
+            raise InputError(f"{data}: no prompt leaves room for an answer in {max_length} tokens; raise max_length")
+        print(f"{data}: in {max_length} tokens: {self.use}", file=sys.stderr)
+
+    def __len__(self) -> int:
+        return len(self.use.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.use.rows[index]
+        prompt, answer = self.table.ids("prompt_ids", row), self.table.ids("completion_ids", row)
+        ids = [*prompt, *answer]
+        labels = ids if self.loss_on == "all" else [IGNORED] * len(prompt) + answer
+        return {
+            "id": self.table.name(row),
+            "input_ids": ids[: self.max_length],
+            "labels": labels[: self.max_length],
+        }
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        whole = (self.table.lengths("prompt_ids") + self.table.longest)[self.use.rows]
+        found: list[int] = whole.clip(max=self.max_length).tolist()
+        return found
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`rows`, `cut` (at the end), `dropped` (too long a prompt)."""
+        return {"rows": len(self), "cut": self.use.cut, "dropped": sum(self.use.dropped.values())}
 
 
 def _trainer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
+    rows: Examples,
     settings: Sft,
     state: Path,
     steps: int,
@@ -102,8 +116,7 @@ def _trainer(
         train_dataset=placeholder,
         processing_class=tokenizer,
     )
-    lengths = [len(row["input_ids"]) for row in rows]
     batch = settings.batch_size
-    trainer.train_dataset = ShuffledRows(rows, steps * batch, settings.seed, lengths, batch)
+    trainer.train_dataset = ShuffledRows(rows, steps * batch, settings.seed, rows.lengths, batch)
     trainer.data_collator = collate_with_ids(trainer.data_collator)
     return trainer
