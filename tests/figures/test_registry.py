@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import synthetic
+from po_dynamics.dynamics.observables.resolution import resolution
 from po_dynamics.figures import registry
 from po_dynamics.figures.registry import FIGURES, Drawing, Figure, drawings
 
@@ -70,7 +71,7 @@ def test_a_figures_function_takes_its_tables_and_arguments_by_name(figure):
 def test_a_drawing_is_made_of_tables_by_name(tmp_path):
     found = drawings([run("dpo", "offline", model="menagerie")], {"offline": ["heldout"]})
     tables = {
-        "figure_1_dpo": {"dynamics": synthetic.dynamics()},
+        "figure_1_dpo": {"dynamics": synthetic.dynamics(), "resolution": resolution(synthetic.dynamics())},
         "figure_4": {"win_rates": synthetic.win_rates()},
         "displacement_dpo": {"displacement": synthetic.displacement()[0]},
         "training_dpo": {"training": synthetic.training()},
@@ -83,5 +84,5 @@ def test_a_drawing_is_made_of_tables_by_name(tmp_path):
 
 def test_drawing_needs_no_torch():
     modules = sorted({Drawing(figure, "m").function.partition(":")[0] for figure in FIGURES})
-    code = f"import sys, po_dynamics.figures.report, {', '.join(modules)}; assert 'torch' not in sys.modules"
+    code = f"import sys, po_dynamics.figures.report.page, {', '.join(modules)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

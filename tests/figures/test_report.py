@@ -8,10 +8,10 @@ import pytest
 import synthetic
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
-from po_dynamics.figures import report
 from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.displacement import draw_displacement
 from po_dynamics.figures.plots.training import draw_training
+from po_dynamics.figures.report import page as report
 
 RUNS = synthetic.RUNS
 

@@ -48,6 +48,12 @@ def dynamics(run="dpo", seeds=(0, 1), model="menagerie"):
                         "equal_weights": step == 0 and RUNS[run]["family"] == "offline",
                         "n_batches": 80 - seed,
                         "n_outliers": step % 7,
+                        "n_final_outliers": step % 3,
+                        "n_train": 480,
+                        "n_final": 360,
+                        "two_way": True,
+                        "resolved": bool(abs(g) > half),
+                        "samples_needed": float(np.ceil(480 * (half / g) ** 2)) if g else np.inf,
                     }
                 )
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ from po_dynamics.harness.job import inputs_of, stage
 
 with stage(snakemake):
     import yaml
-    from po_dynamics.figures.report import Contents, Displacement, ExactBandit, Target, write_report
+    from po_dynamics.figures.report.page import Contents, Displacement, ExactBandit, Target, write_report
 
     inputs = inputs_of(snakemake)
 
@@ -23,6 +23,7 @@ with stage(snakemake):
         win_rates=inputs["win_rates"],
         figures=inputs["figures"],
         tables=[inputs["dynamics"]],
+        resolution=inputs["resolution"],
         displacement=Displacement(inputs["displacement"], inputs["displacement_check"]),
         bandit=part(ExactBandit, "bandit"),
         target=part(Target, "target"),

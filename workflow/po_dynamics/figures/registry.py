@@ -53,12 +53,21 @@ class Figure(NamedTuple):
         return run.family in self.families and probed and (run.target or not self.target)
 
 
+ALIGNMENT = "alignment:draw_alignment", ("dynamics.parquet", "resolution.csv")  # function and tables
 FIGURES = (
     Figure(
-        "figure_1_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="heldout"
+        "figure_1_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("offline",),
+        final_set="heldout",
     ),
     Figure(
-        "figure_2_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("online",), final_set="heldout"
+        "figure_2_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("online",),
+        final_set="heldout",
     ),
     Figure(
         "figure_3_{run}",
@@ -69,7 +78,11 @@ FIGURES = (
     ),
     Figure("figure_4", "win_rates:draw_win_rates", ("win_rates.csv",)),
     Figure(
-        "figure_7_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="train"
+        "figure_7_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("offline",),
+        final_set="train",
     ),
     Figure(
         "prediction_{run}",
