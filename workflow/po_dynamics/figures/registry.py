@@ -53,7 +53,6 @@ class Figure(NamedTuple):
         return run.family in self.families and probed and (run.target or not self.target)
 
 
-ALIGNMENT = "alignment:draw_alignment", ("dynamics.parquet", "resolution.csv")  # function and tables
 FIGURES = (
     Figure(
         "figure_1_{run}",
