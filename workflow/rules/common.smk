@@ -222,6 +222,11 @@ def evaluated(table):
     ]
 
 
+def baselines():
+    """The SFT models' responses, against which all others are judged."""
+    return [of_experiment(layout.STAGE_EVALUATION + layout.RESPONSES, model=model, stage="sft") for model in MODELS]
+
+
 def figure_files(wildcards):
     """Every figure of the experiment."""
     folder = {model: of_experiment(layout.FIGURES, model=model) for model in MODELS}

@@ -55,7 +55,13 @@ rule tabulate_dynamics:
 
 rule tabulate_win_rates:
     input:
-        unpack(artefacts(annotations=evaluated(layout.ANNOTATIONS), responses=evaluated(layout.RESPONSES))),
+        unpack(
+            artefacts(
+                annotations=evaluated(layout.ANNOTATIONS),
+                responses=evaluated(layout.RESPONSES),
+                baselines=baselines(),
+            )
+        ),
     output:
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",
