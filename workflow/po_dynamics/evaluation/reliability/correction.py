@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from po_dynamics.errors import InputError
 
 LEVEL = 0.95
-MIN_LABELS = 20  # fewer make neither λ nor the normal interval worth anything
+MIN_LABELS = 30  # fewer make neither λ nor the interval worth anything
 
 
 class Corrected(NamedTuple):
@@ -58,9 +58,12 @@ def corrected(judged_N: np.ndarray, true_N: np.ndarray) -> Corrected:
 
 
 def _weight(f_n: np.ndarray, y_n: np.ndarray, f_others: np.ndarray) -> float:
-    """λ = cov(y, f) / ((1 + n/N) var(f)), in [0, 1]; 0 where the judge never varies or all prompts have labels."""
-    variance = np.concatenate([f_n, f_others]).var(ddof=1)
-    if len(f_others) < 2 or variance == 0:
+    """λ = cov(y, f) / ((1 + n/N) var(f)), in [0, 1]; 0 where the judge never varies or all prompts have labels.
+
+    Both moments are of the labelled prompts. With var(f) of all prompts, as in the paper, λ moves with the draw of the
+    labels even for a judge that is always right, and intervals came out too short.
+    """
+    if len(f_others) < 2 or f_n.var() == 0:
         return 0.0
-    covariance = np.cov(y_n, f_n, ddof=1)[0, 1]
-    return float(np.clip(covariance / ((1 + len(f_n) / len(f_others)) * variance), 0, 1))
+    moments = np.cov(y_n, f_n)
+    return float(np.clip(moments[0, 1] / ((1 + len(f_n) / len(f_others)) * moments[1, 1]), 0, 1))
