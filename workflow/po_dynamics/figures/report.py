@@ -150,10 +150,25 @@ def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: Runs) -> di
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
     detectable = [row["detectable"] for row in records if row["detectable"] is not None]
-    judging: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
-    judging |= {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
-    judging["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
-    return {"name": name, "rows": records, "headline": _headline(records)} | judging
+    shown: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
+    shown["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
+    shown["judging"] = [_judging(judge, of_judge) for judge, of_judge in judged.groupby("judge", sort=False)]
+    return {"name": name, "rows": records, "headline": _headline(records)} | shown
+
+
+def _judging(judge: Any, rates: pd.DataFrame) -> dict[str, Any]:
+    """What the win rates of all checkpoints say of their judge; None where pairs were shown in one order only."""
+    answered, asked = rates["n"].sum(), (rates["n"] + rates["n_missing"]).sum()
+    consistency, first = rates["order_consistency"].dropna(), rates["first_slot"].dropna()
+    return {
+        "judge": judge,
+        "n_missing": int(asked - answered),
+        "missing": 100 * (asked - answered) / asked,
+        "consistency": (consistency.mean(), consistency.min()) if len(consistency) else None,
+        "first_slot": (first.mean(), first.min(), first.max()) if len(first) else None,
+        "extrapolates": int(rates["length_extrapolates"].astype(bool).sum()),
+        "checkpoints": len(rates),
+    }
 
 
 def _with_another_grid(rates: pd.DataFrame, runs: Runs) -> list[str]:
