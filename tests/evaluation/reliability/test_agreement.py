@@ -28,7 +28,9 @@ def evaluation(rates, n=400, seed=0):
     random, tables = np.random.default_rng(seed), []
     for run, rate in rates.items():
         for step, level in ((0, 0.5), (20, rate)):
-            table = pd.DataFrame({"id": range(n), "outcome": random.permutation(np.arange(n) < n * level).astype(float)})
+            table = pd.DataFrame(
+                {"id": range(n), "outcome": random.permutation(np.arange(n) < n * level).astype(float)}
+            )
             tables.append(table.assign(model="m", run=run, seed=0, step=step))
     return pd.concat(tables)
 
@@ -36,7 +38,12 @@ def evaluation(rates, n=400, seed=0):
 def test_ranks_of_runs_at_their_last_checkpoints():
     ours = evaluation({"a": 0.4, "b": 0.5, "c": 0.6, "d": 0.7})
     same = agreement.judges_agree(ours, evaluation({"a": 0.6, "b": 0.61, "c": 0.7, "d": 0.95}, seed=1)).iloc[0]
-    assert (same["spearman"], same["kendall"], same["n_runs"], same["n"]) == (pytest.approx(1), pytest.approx(1), 4, 3200)
+    assert (same["spearman"], same["kendall"], same["n_runs"], same["n"]) == (
+        pytest.approx(1),
+        pytest.approx(1),
+        4,
+        3200,
+    )
     assert abs(same["kappa"]) < 0.1  # drawn apart: the runs rank alike, the prompts do not agree
     reversed_ = agreement.judges_agree(ours, evaluation({"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6})).iloc[0]
     assert reversed_["spearman"] == pytest.approx(-1)

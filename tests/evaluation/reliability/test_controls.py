@@ -66,7 +66,9 @@ def test_padding_moves_the_raw_rate_and_not_the_length_controlled_one(tmp_path, 
 
 
 def test_a_judge_of_places_has_one_half_and_is_seen(tmp_path, prompts):
-    outcomes = judged(tmp_path, prompts, answers(prompts, 0.9, 1), answers(prompts, 0.2, 0), {"error": 0.5, "position": 50})
+    outcomes = judged(
+        tmp_path, prompts, answers(prompts, 0.9, 1), answers(prompts, 0.2, 0), {"error": 0.5, "position": 50}
+    )
     row = stats.win_rates(outcomes, "").iloc[0]
     different = (outcomes["preference"] != 0.5).mean()  # identical answers are ties without asking
     assert row["win_rate"] == 50

@@ -49,7 +49,13 @@ def test_gold_has_the_best_marks(shown):
     gold = ask(shown, gold_completions)
     marks = card(pd.concat([gold, gold]), gold)
     perfect = {"missing": 0, "accuracy": 1, "kappa": 1, "order_consistency": 1, "self_consistency": 1}
-    perfect |= {"first_slot": 0.5, "longer_at_equal_quality": 0.5, "brier": 0, "calibration_error": 0, "intransitive": 0}
+    perfect |= {
+        "first_slot": 0.5,
+        "longer_at_equal_quality": 0.5,
+        "brier": 0,
+        "calibration_error": 0,
+        "intransitive": 0,
+    }
     assert marks.to_dict() == pytest.approx(perfect)
 
 

@@ -1,4 +1,4 @@
-"""The gold judge with stated faults, as `workflow/judges/noisy_gold/configs.yaml` names it: to test what finds faults."""
+"""The gold judge with stated faults, which `workflow/judges/noisy_gold/configs.yaml` names: to test what finds them."""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     card = commands.add_parser("card", help="a judge's report card against labels, of people for instance")
     for command, needed in ((rate, False), (card, True)):
         command.add_argument("annotations", type=Path, nargs="+", help="judged pairs, JSON as alpaca-eval writes it")
-        command.add_argument("--labels", type=Path, nargs="+", required=needed, default=(), help="true labels, same format")
+        command.add_argument(
+            "--labels", type=Path, nargs="+", required=needed, default=(), help="true labels, same format"
+        )
     agree = commands.add_parser("agreement", help="of the judges of two results folders of one experiment")
     agree.add_argument("results", type=Path, nargs=2, metavar="RESULTS", help="results/<experiment>")
     return parser

@@ -1,7 +1,7 @@
 """Judged pairs, by a model or by people, in alpaca-eval's file format.
 
-A file is a JSON list of objects with `instruction, output_1, output_2, preference`; `preference` is 1 where `output_1` is
-better, 2 where `output_2` is, between them a probability, 1.5 (in old files 0) a tie, and anything else no verdict.
+A file is a JSON list of objects with `instruction, output_1, output_2, preference`; `preference` is 1 where `output_1`
+is better, 2 where `output_2` is, between them a probability, 1.5 (in old files 0) a tie, and anything else no verdict.
 As tables here: the same columns, `preference` in [0, 1] (1: `output_2` is better), NaN where there is no verdict.
 """
 
@@ -59,7 +59,7 @@ def turned(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def labels_of(pairs: pd.DataFrame, labels: pd.DataFrame) -> np.ndarray:
-    """The label of each pair as it is shown, (N,): the mean over those who labelled it, in either order; NaN: nobody."""
+    """The label of each pair as it is shown, (N,): the mean over all who labelled it, in any order; NaN: nobody did."""
     known = pd.concat([labels, turned(labels)]).dropna(subset="preference")
     means = known.groupby(PAIR, sort=False)["preference"].mean()
     return means.reindex(pd.MultiIndex.from_frame(pairs[PAIR])).to_numpy(float)

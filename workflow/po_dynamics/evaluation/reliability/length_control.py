@@ -49,7 +49,7 @@ def length_controlled(outcomes_N: np.ndarray, differences_N: np.ndarray) -> Cont
     present = ~np.isnan(outcomes_N)
     outcomes_N, differences_N = outcomes_N[present], np.asarray(differences_N, dtype=float)[present]
     if not len(outcomes_N):
-        return Controlled(*[math.nan] * 4, True)
+        return Controlled(math.nan, math.nan, math.nan, math.nan, True)
     raw = float(outcomes_N.mean())
     overlap = differences_N.min() <= 0 <= differences_N.max()
     extrapolates = not (overlap and TRUSTED[0] <= raw <= TRUSTED[1])

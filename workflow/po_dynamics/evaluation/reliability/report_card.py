@@ -108,13 +108,16 @@ def triples(given: pd.DataFrame) -> pd.DataFrame:
     A pair's verdict is that of its mean probability over orders and repetitions; triples with a tie are left out.
     """
     swap = given["output_1"] > given["output_2"]
-    first, second = (given["output_1"].where(~swap, given["output_2"]), given["output_2"].where(~swap, given["output_1"]))
+    first, second = (
+        given["output_1"].where(~swap, given["output_2"]),
+        given["output_2"].where(~swap, given["output_1"]),
+    )
     sides = given["preference"].where(~swap, 1 - given["preference"])
     table = pd.DataFrame({"instruction": given["instruction"], "a": first, "b": second, "mean": sides})
     rows = []
     for instruction, pairs in table.groupby("instruction", sort=False):
-        means = pairs.groupby(["a", "b"])["mean"].mean()
-        beats = {pair: np.sign(mean - 0.5) for pair, mean in means.items() if mean != 0.5}
+        means = pairs.groupby(["a", "b"], as_index=False)["mean"].mean().itertuples(index=False)
+        beats = {(a, b): np.sign(mean - 0.5) for a, b, mean in means if mean != 0.5}
         for a, b, c in itertools.combinations(sorted({text for pair in beats for text in pair}), 3):
             if {(a, b), (b, c), (a, c)} <= set(beats):
                 circle = beats[a, b] == beats[b, c] == -beats[a, c]
