@@ -66,5 +66,6 @@ rule judge_responses:
         code=code("judge_responses.py"),
         judge_code=judge_code,
         judge=JUDGE,
+        order=CONFIG["evaluation"]["order"],
     script:
         "../scripts/judge_responses.py"

@@ -140,7 +140,7 @@ def test_unusable_files(tmp_path):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(InputError, match=message):
             read_judgements([tmp_path / "x.json"])
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match=r"No such file"):
         read_judgements([tmp_path / "none.json"])
     judged = pd.DataFrame([("i", "a", "b", 1.0)], columns=COLUMNS)
     with pytest.raises(InputError, match="none of the 1 judged pairs has a label"):
@@ -161,7 +161,7 @@ def test_the_commands_print_what_the_functions_give(tmp_path, capsys, shown):
     table = command.win_rate([paths[1]], [labels]).set_index("rate")
     assert table.loc["raw", "value"] == pytest.approx(100 * noisy["preference"].mean())
     assert table.loc["corrected", "low"] <= 100 * gold["preference"].mean() <= table.loc["corrected", "high"]
-    with pytest.raises(SystemExit, match="error: .*No such file"):
+    with pytest.raises(SystemExit, match=r"error: .*No such file"):
         command.main(["rate", str(tmp_path / "none.json")])
 
 

@@ -68,6 +68,8 @@ class Evaluation(Responses):
 
     judge: str
     """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    order: Literal["both", "random"] = "both"
+    """in which each pair is shown to the judge; random: the one that alpaca-eval draws, for half the price"""
     checkpoints_per_job: Positive | None = None
     """null: all checkpoints of a run in one job"""
 

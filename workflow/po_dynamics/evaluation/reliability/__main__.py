@@ -58,11 +58,11 @@ def outcomes_of(results: Path) -> pd.DataFrame:
     found = layout.find(layout.EVALUATION + layout.ANNOTATIONS, results)
     found += layout.find(layout.STAGE_EVALUATION + layout.ANNOTATIONS, results)
     evaluations = []
-    for keys, annotations in found:
+    for keys, path in found:
         run = {"model": keys["model"], "run": keys.get("run") or keys["stage"], "seed": int(keys.get("seed", 0))}
         baseline = results / keys["model"] / "evaluation" / "sft" / layout.RESPONSES[1:]
-        responses = annotations.with_name(layout.RESPONSES[1:])
-        evaluations.append({**run, "annotations": annotations, "responses": responses, "baseline": baseline})
+        responses = path.with_name(layout.RESPONSES[1:])
+        evaluations.append({**run, "annotations": path, "responses": responses, "baseline": baseline})
     return stats.load_outcomes(evaluations)
 
 

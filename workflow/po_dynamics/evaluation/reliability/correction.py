@@ -1,9 +1,9 @@
 """Few true labels correct a judge: prediction-powered inference for a win rate.
 
 With judged outcomes f of all prompts and true ones y of n of them, the estimate is
-λ · mean(f over the N others) + mean(y − λ f over the n), which is unbiased whatever the judge (Angelopoulos et al.
-2023, arXiv 2301.09633); λ is the one with the least variance (PPI++, arXiv 2311.01453, equation for means). A judge that is
-worth nothing gets λ ≈ 0, which leaves the labels alone; a perfect one N / (N + n), which is the mean over all prompts.
+λ · mean(f over the N others) + mean(y − λ f over the n). It is unbiased whatever the judge (Angelopoulos et al. 2023,
+arXiv 2301.09633); λ is the one with the least variance (PPI++, arXiv 2311.01453). A judge that is worth nothing gets
+λ ≈ 0, which leaves the labels alone; a perfect one N / (N + n), which is the mean over all prompts.
 """
 
 from __future__ import annotations
