@@ -226,9 +226,21 @@ def test_the_judge_has_a_section(inputs, tmp_path):
     row = f"gold menagerie 4 0.50 % {consistency.mean():.1f} at least {consistency.min():.1f}"
     assert f"{row} {first.mean():.1f} {first.min():.1f} to {first.max():.1f} 1 of 4" in page.text
     assert 70 < first.mean() < 80
+    assert "Its report card" not in page.text
     controlled = pd.read_csv(tmp_path / "results.csv").set_index("run")["length_controlled"]
     assert f"{controlled['dpo']:.1f} +5 characters" in page.text
     assert "100.0 † +5 characters" in page.text.replace("100.0†", "100.0 †")
+
+
+def test_the_judges_report_card_shows_what_was_measured(inputs, tmp_path):
+    rows = [("accuracy", 0.8123, 0.79, 0.83, 1200), ("self_consistency", np.nan, np.nan, np.nan, 0)]
+    card = tmp_path / "judge_card.csv"
+    pd.DataFrame(rows, columns=["mark", "value", "low", "high", "n"]).to_csv(card, index=False)
+    report.write_report(tmp_path / "report.html", report.Contents(**inputs, judge_card=card))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "accuracy 0.812 0.790 to 0.830 1,200" in page.text
+    assert "self consistency" not in page.text
+    assert "judge_card.csv" in page.links
 
 
 def test_five_seeds_a_side_have_p_and_the_parents_spread_beside_it(inputs, tmp_path):

@@ -66,6 +66,7 @@ class Contents:
         bandit: the exact bandit's section; None: without.
         displacement: the tables of the section "Why do both fall?"; None: without.
         target: the section on the language models' distance to their target; None: without.
+        judge_card: the judge's report card (CSV of `report_card`); None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -79,6 +80,7 @@ class Contents:
     bandit: ExactBandit | None = None
     displacement: Displacement | None = None
     target: Target | None = None
+    judge_card: Path | None = None
     records: Iterable[Path] | None = None
 
 
@@ -101,6 +103,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
     if contents.displacement:
         linked = [*linked, *contents.displacement]
+    linked += [contents.judge_card] if contents.judge_card else []
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
     linked += contents.target or ()
@@ -110,6 +113,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         "judge": ", ".join(map(str, rates["judge"].unique())),
         **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
         "both_fall": _both_fall(contents),
+        "judge_card": _marks(contents.judge_card) if contents.judge_card else [],
         "bandit": bandit and _bandit(bandit, root),
         "target": contents.target and _target(contents.target, contents.runs),
         "stages": _stages(_records(records)),
@@ -169,6 +173,12 @@ def _judging(judge: Any, rates: pd.DataFrame) -> dict[str, Any]:
         "extrapolates": int(rates["length_extrapolates"].astype(bool).sum()),
         "checkpoints": len(rates),
     }
+
+
+def _marks(card: Path) -> list[dict[Any, Any]]:
+    """The marks that could be measured, with their names in words."""
+    rows = _read(card).dropna(subset="value")
+    return rows.assign(mark=rows["mark"].str.replace("_", " ")).to_dict("records")
 
 
 def _with_another_grid(rates: pd.DataFrame, runs: Runs) -> list[str]:

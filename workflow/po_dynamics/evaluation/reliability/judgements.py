@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from po_dynamics.errors import InputError
+from po_dynamics.storage.atomic import atomic_file
 
 PAIR = ["instruction", "output_1", "output_2"]
 
@@ -44,6 +45,13 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: pair {place} has an instruction or output that is no text: {rows[place]}"[:300])
     table["preference"] = outcomes(pd.to_numeric(table["preference"], errors="coerce").to_numpy(float))
     return table
+
+
+def write_judgements(table: pd.DataFrame, path: Path) -> None:
+    """Writes judged pairs as `read_judgements` reads them; without a verdict: null."""
+    rows = table.assign(preference=table["preference"] + 1)
+    with atomic_file(path) as temporary:
+        rows.to_json(temporary, orient="records", indent=1, force_ascii=False, double_precision=15)
 
 
 def outcomes(preferences_N: np.ndarray) -> np.ndarray:

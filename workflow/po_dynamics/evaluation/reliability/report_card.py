@@ -31,6 +31,7 @@ def report_card(judged: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
             orders of a pair show the preference for a place; the same order twice, how consistent the judge is with
             itself; three answers to an instruction, each against each, whether it contradicts itself.
         labels: true ones of the same pairs, in any order; several of one pair (annotators) are averaged.
+            Without any, the marks that need them are NaN.
 
     Returns:
         `mark, value, low, high, n`: shares in [0, 1] and their 95 % bootstrap interval over instructions, NaN where
@@ -53,7 +54,7 @@ def report_card(judged: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     given = judged.dropna(subset="preference").reset_index(drop=True)
     given["label"] = labels_of(given, labels)
     labelled = given.dropna(subset="label")
-    if labelled.empty:
+    if labelled.empty and not labels.empty:
         raise InputError(
             f"none of the {len(given)} judged pairs has a label: instructions and outputs must be the same texts"
         )
