@@ -27,7 +27,6 @@ import yaml
 
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import alpaca
-from po_dynamics.evaluation.orders import asked_in, where
 from po_dynamics.storage.parquet import read_table, write_frame
 
 JUDGES = Path(__file__).parents[2] / "judges"
@@ -71,9 +70,11 @@ def judge_responses(
     pairs = _pairs(_read(responses), _read(baseline), responses, baseline)
     cache = output.with_name(f"{output.stem}.cache-{chosen.digest}.json") if chosen.cache else None
     table = pairs[["step", "id"]].copy()
-    asked_2N = asked_in(order, pairs["instruction"].tolist())
-    table["preference"] = where(asked_2N[0], pairs, lambda p: _ask(chosen, p, "baseline", "candidate", cache) - 1)
-    table["preference_swapped"] = where(
+    asked_2N = alpaca.asked_in(order, pairs["instruction"].tolist())
+    table["preference"] = alpaca.where(
+        asked_2N[0], pairs, lambda p: _ask(chosen, p, "baseline", "candidate", cache) - 1
+    )
+    table["preference_swapped"] = alpaca.where(
         asked_2N[1], pairs, lambda p: 2 - _ask(chosen, p, "candidate", "baseline", cache)
     )
     _require_all(table, asked_2N, chosen, cache)
