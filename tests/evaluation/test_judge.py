@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from po_dynamics.errors import InputError
-from po_dynamics.evaluation import judge
+from po_dynamics.evaluation import alpaca, judge
 from po_dynamics.world import judge as world_judge
 from po_dynamics.world.gold import gold_reward
 
@@ -68,6 +68,35 @@ def test_position_bias_is_exposed_by_the_two_orders(tmp_path):
     result = judge.judge_responses(*paths, make_judge(tmp_path, "always_first"))
     assert (result["preference"] == 0).all()
     assert (result["preference_swapped"] == 1).all()
+
+
+def test_one_random_order_is_alpaca_evals_and_asks_half_as_often(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
+    prompts, ours, theirs = [f"{PROMPTS[0]} {i}" for i in range(40)], ["long"] * 40, ["base"] * 20 + ["b"] * 20
+    paths = write(tmp_path, table({1: ours}, prompts), table({0: theirs}, prompts))
+    result = judge.judge_responses(*paths, make_judge(tmp_path, "longer"), order="random")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 40
+    with alpaca.alpaca_eval():
+        from alpaca_eval.processors import RandomSwitchTwoColumnsProcessor
+    processor = RandomSwitchTwoColumnsProcessor(
+        two_columns_to_switch=["output_1", "output_2"],
+        random_seed_columns=["instruction"],
+        _switch_column="is_switched_outputs",
+        seed=0,
+    )
+    shown = processor.preprocess(pd.DataFrame({"instruction": prompts, "output_1": theirs, "output_2": ours}))
+    first = shown["is_switched_outputs"]
+    assert 10 < first.sum() < 30
+    assert (result["preference"].isna() == first).all()
+    assert (result["preference_swapped"].isna() == ~first).all()
+    assert result[["preference", "preference_swapped"]].mean(axis=1).tolist() == [0.5] * 20 + [1.0] * 20
+
+
+def test_a_missing_verdict_in_one_order_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")
+    paths = write(tmp_path, table({1: OUTPUTS[::-1]}), table({0: OUTPUTS}))
+    with pytest.raises(InputError, match="1 of 6 judgements are missing"):
+        judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"), order="random")
 
 
 def test_the_judge_sees_the_texts_as_they_are(tmp_path, monkeypatch):

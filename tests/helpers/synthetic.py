@@ -119,6 +119,7 @@ def outcomes(model="menagerie", runs=RUNS, n=120):
                 preference = (rng.random(n) < rate).astype(float) if step or run == "base" else np.full(n, 0.5)
                 columns = {"model": model, "run": run, "seed": seed, "step": step, "id": [f"p{i}" for i in range(n)]}
                 columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                columns |= {"length_difference": np.arange(n) % 41 - 15}
                 columns |= {"n_tokens": 20, "kl": 0.02 * step, "reward": rate, "degenerate": False}
                 tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
@@ -134,6 +135,7 @@ def trainings(rates, model="menagerie", n=400, step=250):
             for at, preference in ((0, np.full(n, 0.5)), (step, wins)):
                 columns = {"model": model, "run": run, "seed": seed, "step": at, "id": [f"p{i}" for i in range(n)]}
                 columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                columns |= {"length_difference": np.arange(n) % 41 - 15}
                 tables.append(pd.DataFrame(columns | {"n_tokens": 20, "kl": 1.0, "reward": 0.0, "degenerate": False}))
     return pd.concat(tables, ignore_index=True)
 

@@ -222,6 +222,30 @@ def evaluated(table):
     ]
 
 
+def baselines():
+    """The SFT models' responses, against which all others are judged."""
+    return [of_experiment(layout.STAGE_EVALUATION + layout.RESPONSES, model=model, stage="sft") for model in MODELS]
+
+
+def last_answers(wildcards):
+    """Responses of the last checkpoints of every run, and of the base and SFT models."""
+    stages = [
+        of_experiment(layout.STAGE_EVALUATION + layout.RESPONSES, model=model, stage=stage)
+        for model in MODELS
+        for stage in ("base", "sft")
+    ]
+    return stages + [
+        of_experiment(
+            layout.EVALUATION + layout.RESPONSES,
+            model=model,
+            run=run,
+            seed=seed,
+            chunk=len(EXPERIMENT.chunks(model, run)) - 1,
+        )
+        for model, run, seed in seeds()
+    ]
+
+
 def figure_files(wildcards):
     """Every figure of the experiment."""
     folder = {model: of_experiment(layout.FIGURES, model=model) for model in MODELS}
@@ -279,8 +303,12 @@ def told(wildcards):
 
 
 def judge_code(wildcards):
+    return code_of_judge(JUDGE)
+
+
+def code_of_judge(judge):
     """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
-    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
+    configuration = WORKFLOW / "judges" / judge / "configs.yaml"
     annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
     functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
     return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)

@@ -1,7 +1,7 @@
 """Greedy responses to the evaluation prompts and the judge's preferences over the SFT model's responses.
 
 REQUIRED INPUTS: a run's checkpoints/ (or the base or SFT model), reward/, evaluation prompts.
-OUTPUTS: .../evaluation/<chunk>/{responses,annotations}.parquet.
+OUTPUTS: .../evaluation/<chunk>/{responses,annotations}.parquet; the judge's report card, if it is asked for.
 """
 
 JUDGE = CONFIG["evaluation"]["judge"]
@@ -66,5 +66,31 @@ rule judge_responses:
         code=code("judge_responses.py"),
         judge_code=judge_code,
         judge=JUDGE,
+        order=CONFIG["evaluation"]["order"],
     script:
         "../scripts/judge_responses.py"
+
+
+if CARD := CONFIG["evaluation"]["report_card"]:
+
+    rule mark_judge:
+        input:
+            unpack(artefacts(responses=last_answers)),
+            judge=JUDGE_FILES,
+        output:
+            card=f"{layout.TABLES}/judge_card.csv",
+            judged=layout.JUDGED_PAIRS,
+            provenance=layout.record(f"{layout.TABLES}/judge_card.csv"),
+        log:
+            f"{layout.LOGS}/mark_judge.log",
+        conda:
+            "../../envs/judge.yaml"
+        params:
+            code=code("mark_judge.py"),
+            judge_code=judge_code,
+            judge=JUDGE,
+            card=CARD,
+            truth_code=code_of_judge(CARD["truth"] or ""),
+            seed=CONFIG["data"]["seed"],
+        script:
+            "../scripts/mark_judge.py"

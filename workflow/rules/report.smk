@@ -14,6 +14,9 @@ TABLES = [
 DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
 
 
+CARD_SHOWN = {"judge_card": f"{layout.TABLES}/judge_card.csv"} if CONFIG["evaluation"]["report_card"] else {}
+
+
 rule write_config:
     output:
         config=layout.CONFIGURATION,
@@ -56,7 +59,13 @@ rule tabulate_dynamics:
 
 rule tabulate_win_rates:
     input:
-        unpack(artefacts(annotations=evaluated(layout.ANNOTATIONS), responses=evaluated(layout.RESPONSES))),
+        unpack(
+            artefacts(
+                annotations=evaluated(layout.ANNOTATIONS),
+                responses=evaluated(layout.RESPONSES),
+                baselines=baselines(),
+            )
+        ),
     output:
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",
@@ -97,6 +106,7 @@ rule write_report:
         unpack(artefacts(figures=figure_files)),
         **BANDIT_SHOWN,
         **TARGET_SHOWN,
+        **CARD_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",

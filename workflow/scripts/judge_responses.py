@@ -1,4 +1,4 @@
-"""Rule judge_responses: the judge's preferences over the SFT model's responses, in both orders."""
+"""Rule judge_responses: the judge's preferences over the SFT model's responses,."""
 
 from pathlib import Path
 
@@ -12,4 +12,5 @@ with stage(snakemake):
         baseline=Path(snakemake.input.baseline),
         output=Path(snakemake.output.annotations),
         judge=snakemake.params.judge,
+        order=snakemake.params.order,
     )

@@ -27,5 +27,6 @@ with stage(snakemake):
         displacement=Displacement(inputs["displacement"], inputs["displacement_check"]),
         bandit=part(ExactBandit, "bandit"),
         target=part(Target, "target"),
+        judge_card=inputs.get("judge_card"),
     )
     write_report(Path(snakemake.output.report), contents)

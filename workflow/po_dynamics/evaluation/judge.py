@@ -7,8 +7,8 @@ A judge is an alpaca-eval annotator directory (`configs.yaml` and a template). B
   plain text (default);
 * `cache: false`: do not keep the verdicts on disk while judging (for judges that cost nothing).
 
-Every pair is judged in both orders. alpaca-eval instead draws one order per prompt, which spreads a position bias over
-the prompts without showing it.
+Every pair is judged in both orders unless one is asked for. alpaca-eval draws one order per prompt, which spreads a
+position bias over the prompts without showing it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ class Judge:
     digest: str  # of the configuration and the template: a cache of another judge is never read
 
 
-def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | Path) -> pd.DataFrame:
-    """Compares every response with the baseline's response to the same prompt, in both orders.
+def judge_responses(
+    responses: Path, baseline: Path, output: Path, judge: str | Path, order: str = "both"
+) -> pd.DataFrame:
+    """Compares every response with the baseline's response to the same prompt.
 
     Args:
         responses: `responses.parquet` of one run, all its steps.
@@ -55,6 +57,7 @@ def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | 
             `responses`: the probability in [0, 1] that the candidate is preferred, shown second and shown first.
             Identical outputs are a tie, 0.5, without asking the judge.
         judge: a directory with `configs.yaml`, the name of one in `workflow/judges/`, or one that alpaca-eval ships.
+        order: "both", or "random" for the one that alpaca-eval draws; the other is null then.
 
     Returns:
         The table that was written.
@@ -67,9 +70,14 @@ def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | 
     pairs = _pairs(_read(responses), _read(baseline), responses, baseline)
     cache = output.with_name(f"{output.stem}.cache-{chosen.digest}.json") if chosen.cache else None
     table = pairs[["step", "id"]].copy()
-    table["preference"] = _ask(chosen, pairs, "baseline", "candidate", cache) - 1
-    table["preference_swapped"] = 2 - _ask(chosen, pairs, "candidate", "baseline", cache)
-    _require_all(table, chosen, cache)
+    asked_2N = alpaca.asked_in(order, pairs["instruction"].tolist())
+    table["preference"] = alpaca.where(
+        asked_2N[0], pairs, lambda p: _ask(chosen, p, "baseline", "candidate", cache) - 1
+    )
+    table["preference_swapped"] = alpaca.where(
+        asked_2N[1], pairs, lambda p: 2 - _ask(chosen, p, "candidate", "baseline", cache)
+    )
+    _require_all(table, asked_2N, chosen, cache)
     write_frame(table, output)
     return table
 
@@ -180,13 +188,13 @@ def _metric(annotations: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"win_rate": 100 * (rate - 1), "standard_error": float("nan")}  # intervals are ours: see `stats`
 
 
-def _require_all(table: pd.DataFrame, judge: Judge, cache: Path | None) -> None:
-    absent = table[["preference", "preference_swapped"]].isna()
+def _require_all(table: pd.DataFrame, asked_2N: np.ndarray, judge: Judge, cache: Path | None) -> None:
+    absent = table[["preference", "preference_swapped"]].isna() & asked_2N.T
     if not absent.any(axis=None):
         return
     steps = table["step"][absent.any(axis=1)].unique().tolist()
     kept = f"; the others are kept in {cache}, so that running again asks for the missing ones only" if cache else ""
     raise InputError(
-        f"judge '{judge.name}': {int(absent.to_numpy().sum())} of {2 * len(table)} judgements are missing "
+        f"judge '{judge.name}': {int(absent.to_numpy().sum())} of {int(asked_2N.sum())} judgements are missing "
         f"({int(absent.any(axis=1).sum())} responses, steps {', '.join(map(str, steps))}): no readable reply{kept}"
     )

@@ -33,6 +33,7 @@ SECTIONS = {
     "probe.batch_size": ("ProbeBatches",),
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
+    "evaluation.report_card": ("ReportCard",),
     "bandit": ("ExactBandit",),
     "target": ("Target",),
 }

@@ -63,11 +63,24 @@ class Responses(Settings):
     """tokens of a response, also of D′"""
 
 
+class ReportCard(Settings):
+    """What the judge is examined on: three answers to a prompt, each against each, in both orders, twice."""
+
+    truth: str | None = None
+    """the judge whose verdicts count as true, `gold` in the embedded world; null: only what needs no truth"""
+    prompts: Positive = 100
+    """twelve questions each"""
+
+
 class Evaluation(Responses):
     """Greedy responses to the evaluation prompts, and their judge."""
 
     judge: str
     """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    order: Literal["both", "random"] = "both"
+    """in which each pair is shown to the judge; random: the one that alpaca-eval draws, for half the price"""
+    report_card: ReportCard | None = None
+    """the judge's own examination; null: none"""
     checkpoints_per_job: Positive | None = None
     """null: all checkpoints of a run in one job"""
 

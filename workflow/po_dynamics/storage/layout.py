@@ -16,6 +16,8 @@ REPORT = EXPERIMENT + "/report.html"
 DATA = EXPERIMENT + "/data"
 LOGS = EXPERIMENT + "/logs"
 TABLES = EXPERIMENT + "/tables"
+EXAMINATION = EXPERIMENT + "/examination"
+JUDGED_PAIRS = EXAMINATION + "/judged.json"
 FIGURES = EXPERIMENT + "/figures/{model}"
 BANDIT_FIGURE = EXPERIMENT + "/figures/bandit"  # of no model
 

@@ -67,6 +67,7 @@ class Contents:
         bandit: the exact bandit's section; None: without.
         displacement: the tables of the section "Why do both fall?"; None: without.
         target: the section on the language models' distance to their target; None: without.
+        judge_card: the judge's report card (CSV of `report_card`); None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -81,6 +82,7 @@ class Contents:
     bandit: ExactBandit | None = None
     displacement: Displacement | None = None
     target: Target | None = None
+    judge_card: Path | None = None
     records: Iterable[Path] | None = None
 
 
@@ -103,6 +105,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     bandit, linked, drawn = contents.bandit, [*contents.tables], [*contents.figures]
     if contents.displacement:
         linked = [*linked, *contents.displacement]
+    linked += [contents.judge_card] if contents.judge_card else []
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
     linked += contents.target or ()
@@ -114,6 +117,7 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
         **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
         "signs": _signs(contents),
         "both_fall": _both_fall(contents),
+        "judge_card": _marks(contents.judge_card) if contents.judge_card else [],
         "bandit": bandit and _bandit(bandit, root),
         "target": contents.target and _target(contents.target, contents.runs),
         "stages": stages(read_records(records)),
@@ -145,10 +149,31 @@ def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: Runs) -> di
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
     detectable = [row["detectable"] for row in records if row["detectable"] is not None]
-    judging: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
-    judging |= {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
-    judging["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
-    return {"name": name, "rows": records, "headline": _headline(records)} | judging
+    shown: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
+    shown["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
+    shown["judging"] = [_judging(judge, of_judge) for judge, of_judge in judged.groupby("judge", sort=False)]
+    return {"name": name, "rows": records, "headline": _headline(records)} | shown
+
+
+def _judging(judge: Any, rates: pd.DataFrame) -> dict[str, Any]:
+    """What the win rates of all checkpoints say of their judge; None where pairs were shown in one order only."""
+    answered, asked = rates["n"].sum(), (rates["n"] + rates["n_missing"]).sum()
+    consistency, first = rates["order_consistency"].dropna(), rates["first_slot"].dropna()
+    return {
+        "judge": judge,
+        "n_missing": int(asked - answered),
+        "missing": 100 * (asked - answered) / asked,
+        "consistency": (consistency.mean(), consistency.min()) if len(consistency) else None,
+        "first_slot": (first.mean(), first.min(), first.max()) if len(first) else None,
+        "extrapolates": int(rates["length_extrapolates"].astype(bool).sum()),
+        "checkpoints": len(rates),
+    }
+
+
+def _marks(card: Path) -> list[dict[Any, Any]]:
+    """The marks that could be measured, with their names in words."""
+    rows = _read(card).dropna(subset="value")
+    return rows.assign(mark=rows["mark"].str.replace("_", " ")).to_dict("records")
 
 
 def _with_another_grid(rates: pd.DataFrame, runs: Runs) -> list[str]:
