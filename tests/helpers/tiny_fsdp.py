@@ -58,11 +58,18 @@ def ppo(folder: Path) -> None:
     from po_dynamics.ppo.train import train_online
     from po_dynamics.storage.sharding import is_sharded
 
-    save = ppo_state.save
+    save, place_frozen, frozen = ppo_state.save, ppo_state.place_frozen, []
+
+    def place(model: torch.nn.Module, accelerator: object) -> torch.nn.Module:
+        frozen.append(place_frozen(model, accelerator))  # type: ignore[arg-type]
+        return frozen[-1]
+
+    ppo_state.place_frozen = place
 
     def save_once(state: Path, learner: update.Learner, step: int, kl_coefficient: float) -> None:
         assert is_sharded(learner.policy)
         assert is_sharded(learner.critic)
+        assert [is_sharded(model) for model in frozen] == [True, True]  # the reward model and the reference
         save(state, learner, step, kl_coefficient)
         if step == 3 and not (folder / "interrupted").exists():
             torch.distributed.barrier()
