@@ -69,8 +69,13 @@ def names(values):
 
 def needs(stage, resource):
     """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
-    memory = CONFIG.get("device_memory_gb") or demand.DEVICE_MEMORY
-    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
+    devices = demand.Devices(CONFIG["device_memory_gb"], CONFIG["devices_per_node"])
+
+    def asked(wildcards):
+        settings = run_of(wildcards).settings if stage in ("offline", "online") else None
+        return demand.of(MODELS[wildcards.model], stage, devices, settings)[resource]
+
+    return asked
 
 
 def artefacts(**patterns):

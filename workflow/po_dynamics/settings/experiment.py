@@ -124,8 +124,10 @@ class Configuration(Settings):
     """the exact bandit beside the language models, `{}` with its defaults; null: without; see docs/udrra.md"""
     target: Target | None = None
     """distance of policies to the target of their objectives; null: without; see docs/udrra.md"""
-    device_memory_gb: Annotated[float, Field(gt=16)] = 80.0
-    """of one device; jobs of published models ask for as many as their parameters need"""
+    device_memory_gb: Annotated[float, Field(gt=4)] = 80.0
+    """of one graphics card; jobs of published models ask for as many as their parameters need"""
+    devices_per_node: Positive = 8
+    """graphics cards of a node, which a job can have at most; slurm/config.yaml states both for the cluster"""
     keep_checkpoints: bool = True
     """false: deleted once probed and evaluated"""
 
