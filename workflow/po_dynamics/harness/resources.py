@@ -1,20 +1,21 @@
 """What a job asks of the cluster: devices, host memory and time, from the number of parameters of its models.
 
-With P parameters of the model and R of its reward model a stage holds so many bytes of weights in device memory:
+With P parameters of the model a stage holds so many bytes of weights in device memory; R are those of its reward model,
+2 of a parameter where it is published (bfloat16), 4 where it was trained here (float32):
 
     sft, offline   weights 4 + gradient 4 + AdamW 8 = 16 P, sharded over the devices
     reward         16 P sharded; at the end, whole, the trained model and the SFT model that is sampled from, 8 P
-    online         policy and critic 2 · 16 P, reference 4 P, reward model 2 R (bfloat16), all sharded
+    online         policy and critic 2 · 16 P, reference 4 P and R, all sharded
     reference      4 P
-    generate       4 P (for the judge policy and SFT model in bfloat16, D′ from the policy in float32), later 2 R
-    probe          policy 4 + v 4 + P⁻¹v 4 + gradients of two components 8 = 20 P, online while rolling out policy, critic
-                   and reference 12 P + 2 R
+    generate       4 P (for the judge policy and SFT model in bfloat16, D′ from the policy in float32), later R
+    probe          policy 4 + v 4 + P⁻¹v 4 + gradients of two components 8 = 20 P, online while rolling out policy,
+                   critic and reference 12 P + R
     download       nothing
 
 To this come, on every device, what its tokens need (`_working`), where there are several the layers that are gathered
 for a pass, and RESERVE. Trainings take as few devices as hold that, a power of two, which divides the batches of any
 usual recipe; the other stages run in one process on one device. `tests/harness/test_memory.py` compares all of this
-with what tiny models allocate and with the published architectures. `python -m po_dynamics.harness.job_table` prints it.
+with what tiny models allocate and with the published architectures. `python -m po_dynamics.harness.job_table` shows it.
 
 On the host every process of a training loads whole models before they are sharded, and the first gathers what is
 saved. Time is `HUB.runtime` and an allowance per 10⁹ parameters; a job that runs out of it goes on from its state when
@@ -39,7 +40,8 @@ TRAINING_LOGITS, FORWARD_LOGITS, KL_LOGITS, TANGENT_LOGITS = 18, 14, 22, 20
 # with eager attention.
 CHECKPOINTED, STORED = 0.35, 7.0
 GATHERED = 1.7  # bytes per parameter: embeddings, head, two layers and their gradients, in float32
-RESERVE = 4.0  # GB of a device: CUDA's context, buffers of the collectives, fragmentation
+ROLLING_OUT = 12  # bytes per parameter of the probe's roll-outs, before it loads the policy anew
+RESERVE = 3.0  # GB of a device: CUDA's context, buffers of the collectives, fragmentation
 DECODED_TOKENS, PROBED_TOKENS, REVERSED_TOKENS = 16_384, 2048, 1024  # of a batch: evaluation.responses, probe
 
 
@@ -48,6 +50,9 @@ class Devices(NamedTuple):
 
     memory: float = 80.0  # GB of one
     per_node: int = 8
+
+
+NODE = Devices()
 
 
 class Host(NamedTuple):
@@ -65,9 +70,9 @@ class Stage(NamedTuple):
     """Bytes per parameter; minutes per 10⁹ parameters of the model."""
 
     sharded: float = 0  # over all devices, of the model's parameters
-    sharded_reward: float = 0  # over all devices, of the reward model's
+    sharded_reward: bool = False  # over all devices, the reward model
     whole: float = 0  # on every device, of the model's parameters
-    whole_reward: float = 0  # on every device, of the reward model's, when the model itself is gone
+    whole_reward: bool = False  # on every device, the reward model, when the model itself is gone
     each: float = 4  # on the host, by every process, of the model's parameters
     once: float = 0  # on the host, by the first process besides
     minutes: float = 10
@@ -78,10 +83,10 @@ STAGES: Mapping[str, Stage] = {
     "sft": Stage(sharded=16, once=8, minutes=180),
     "reward": Stage(sharded=16, whole=8, each=8, once=8, minutes=180),
     "offline": Stage(sharded=16, once=8, minutes=350),
-    "online": Stage(sharded=36, sharded_reward=2, each=8, once=24, minutes=350),
+    "online": Stage(sharded=36, sharded_reward=True, each=8, once=24, minutes=350),
     "reference": Stage(whole=4, minutes=30),
-    "generate": Stage(whole=4, whole_reward=2, each=8, minutes=80),
-    "probe": Stage(whole=20, whole_reward=2, each=16, minutes=80),
+    "generate": Stage(whole=4, whole_reward=True, each=8, minutes=80),
+    "probe": Stage(whole=20, whole_reward=True, each=16, minutes=80),
 }
 
 
@@ -99,8 +104,8 @@ class Memory(NamedTuple):
 def of(
     model: Mapping[str, Any],
     stage: str,
-    devices: Devices = Devices(),
-    settings: Mapping[str, Any] | None = None,  # noqa: B008
+    devices: Devices = NODE,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
     """`gpu`, `mem_mb` (MB) and `runtime` (minutes) of a job of `stage` for `models.<model>` of a configuration.
 
@@ -112,11 +117,11 @@ def of(
     about, stated = STAGES[stage], _stated(model, stage)
     own = parameters(model["base"]) / 1e9
     if model["base"]["source"] == "world":
-        weights = memory(model, stage, 1, settings).weights
-        count, host, start = 0, weights, WORLD
+        count, host, start = 0, _weights(model, stage, 1), WORLD
     else:
         count = stated.get("gpu", 0) or fitting_devices(model, stage, devices, settings)
-        host, start = (about.each * max(count, 1) + about.once) * own + 2 * _reward(model) / 1e9, HUB
+        host, start = (about.each * max(count, 1) + about.once) * own, HUB
+        host += _reward(model) if about.sharded_reward or about.whole_reward else 0
     runtime = start.runtime + math.ceil(about.minutes * own)
     return {"gpu": count, "mem_mb": start.mem_mb + math.ceil(1000 * host), "runtime": runtime} | stated
 
@@ -142,8 +147,8 @@ def fitting_devices(
         if not about.sharded or 2 * count > devices.per_node:
             raise InputError(
                 f"configuration: {stage} needs {needed:.0f} GB on each of {count} devices, which have "
-                f"{devices.memory:g} GB: take a smaller model or micro_batch_size, say what the devices have "
-                f"(device_memory_gb, devices_per_node), or state models.<model>.resources.{stage}.gpu if you know better"
+                f"{devices.memory:g} GB: take a smaller model or micro_batch_size, say what a node has "
+                f"(device_memory_gb, devices_per_node), or state models.<model>.resources.{stage}.gpu"
             )
         count *= 2
     return count
@@ -151,13 +156,17 @@ def fitting_devices(
 
 def memory(model: Mapping[str, Any], stage: str, count: int, settings: Mapping[str, Any] | None = None) -> Memory:
     """What `stage` holds on each of `count` devices."""
-    about, own, reward = STAGES[stage], parameters(model["base"]) / 1e9, _reward(model) / 1e9
-    sharded = (about.sharded * own + about.sharded_reward * reward) / count
-    whole = max(about.whole * own, about.whole_reward * reward)
-    if stage == "probe":
-        whole = max(whole, 12 * own + about.whole_reward * reward)
+    own = parameters(model["base"]) / 1e9
     gathered = GATHERED * own if count > 1 else 0
-    return Memory(sharded + whole, _working(stage, own, settings or _settings(model, stage)) + gathered)
+    working = _working(stage, own, settings or _settings(model, stage))
+    return Memory(_weights(model, stage, count), working + gathered)
+
+
+def _weights(model: Mapping[str, Any], stage: str, count: int) -> float:
+    about, own, reward = STAGES[stage], parameters(model["base"]) / 1e9, _reward(model)
+    sharded = (about.sharded * own + about.sharded_reward * reward) / count
+    first = ROLLING_OUT * own + about.whole_reward * reward if stage == "probe" else about.whole_reward * reward
+    return sharded + max(about.whole * own, first)
 
 
 def _settings(model: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
@@ -211,6 +220,7 @@ def parameters(base: Mapping[str, Any]) -> int:
     return int(base["parameters"])
 
 
-def _reward(model: Mapping[str, Any]) -> int:
-    """Parameters of the reward model: as stated, or those of the base model, from which it is trained."""
-    return int(model["reward"].get("parameters") or parameters(model["base"]))
+def _reward(model: Mapping[str, Any]) -> float:
+    """GB of the weights of the reward model, which has the base model's size where none is stated."""
+    about = model["reward"]
+    return (4 if about["source"] == "train" else 2) * (about.get("parameters") or parameters(model["base"])) / 1e9
