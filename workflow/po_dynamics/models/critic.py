@@ -12,10 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import Batch
-from po_dynamics.models.loading import load_checked, turn_off_dropout
-
-NORMALISATION = "normalisation.json"
-RAW = {"mean": 0.0, "std": 1.0, "n": 0}  # the normalisation of scores that are left as they are
+from po_dynamics.models.loading import NORMALISATION, load_checked, turn_off_dropout
 
 
 class Critic(nn.Module):

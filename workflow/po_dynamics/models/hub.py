@@ -17,8 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from po_dynamics.errors import InputError, first_line
-from po_dynamics.models.critic import NORMALISATION, RAW
-from po_dynamics.models.loading import check_folder, load_model
+from po_dynamics.models.loading import NORMALISATION, RAW, check_folder, load_model
 from po_dynamics.models.tokenizers import load_tokenizer, prepare_tokenizer, read_tokenizer
 from po_dynamics.storage.atomic import atomic_folder, put_in_place, sync, write_json
 

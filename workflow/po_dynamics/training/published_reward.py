@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
-from po_dynamics.models.critic import NORMALISATION, fit_normalisation
-from po_dynamics.models.loading import default_device, load_model
+from po_dynamics.models.critic import fit_normalisation
+from po_dynamics.models.loading import NORMALISATION, default_device, load_model
 from po_dynamics.models.sampling import CachedRollout, Sampling, row_uniforms
 from po_dynamics.models.tokenizers import encode_prompt, load_tokenizer
 from po_dynamics.settings.training import ScaleSamples

@@ -13,8 +13,16 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first
-from po_dynamics.models.critic import NORMALISATION, RAW, fit_normalisation
-from po_dynamics.models.loading import default_device, load_checked, load_model, turn_off_dropout, usable_length
+from po_dynamics.models.critic import fit_normalisation
+from po_dynamics.models.loading import (
+    NORMALISATION,
+    RAW,
+    default_device,
+    load_checked,
+    load_model,
+    turn_off_dropout,
+    usable_length,
+)
 from po_dynamics.models.tokenizers import encode_prompt, encode_response, load_tokenizer
 from po_dynamics.settings.training import TrainedReward
 from po_dynamics.storage.checkpoints import publish
