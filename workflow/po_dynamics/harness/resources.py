@@ -8,8 +8,8 @@ With P parameters of the model a stage holds so many bytes of weights in device 
     online         policy and critic 2 · 16 P, reference 4 P and R, all sharded
     reference      4 P
     generate       4 P (for the judge policy and SFT model in bfloat16, D′ from the policy in float32), later R
-    probe          policy 4 + v 4 + P⁻¹v 4 + gradients of two components 8 = 20 P, online while rolling out policy,
-                   critic and reference 12 P + R
+    probe          policy 4 + u of POS and NEG 8 + their gradients in a mini-batch 8 = 20 P (v waits in host memory);
+                   online while rolling out policy, critic and reference 12 P + R
     download       nothing
 
 To this come, on every device, what its tokens need (`_working`), where there are several the layers that are gathered
@@ -86,7 +86,7 @@ STAGES: Mapping[str, Stage] = {
     "online": Stage(sharded=36, sharded_reward=True, each=8, once=24, minutes=350),
     "reference": Stage(whole=4, minutes=30),
     "generate": Stage(whole=4, whole_reward=True, each=8, minutes=80),
-    "probe": Stage(whole=20, whole_reward=True, each=16, minutes=80),
+    "probe": Stage(whole=20, whole_reward=True, each=20, minutes=80),
 }
 
 

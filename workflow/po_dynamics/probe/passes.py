@@ -249,6 +249,7 @@ class Passes:
                 gradient, new = measure(done - 1)
                 total = total or [torch.zeros_like(g) for g in gradient]
                 torch._foreach_add_(total, gradient)
+                del gradient  # or it would stay until the next one is made
                 rows += new
                 if done == len(batches) or self.pieces.due:
                     self.pieces.put(name, {"done": done, "sum": total, "rows": list(rows)})
