@@ -33,7 +33,7 @@ except InputError as error:
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
 RUNS = EXPERIMENT.runs
-DRAWINGS = drawings(RUNS.values(), CONFIG["probe"]["final_sets"])  # by model and file name
+DRAWINGS = drawings(RUNS.values())  # by model and file name
 
 fingerprint_once = functools.cache(fingerprint)
 objective_fingerprint_once = functools.cache(objective_fingerprint)
@@ -69,8 +69,13 @@ def names(values):
 
 def needs(stage, resource):
     """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
-    memory = CONFIG.get("device_memory_gb") or demand.DEVICE_MEMORY
-    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
+    devices = demand.Devices(CONFIG["device_memory_gb"], CONFIG["devices_per_node"])
+
+    def asked(wildcards):
+        settings = run_of(wildcards).settings if stage in ("offline", "online") else None
+        return demand.of(MODELS[wildcards.model], stage, devices, settings)[resource]
+
+    return asked
 
 
 def artefacts(**patterns):
@@ -151,7 +156,7 @@ def seeds(family=None, probed=None):
         (run.model, run.name, seed)
         for run in RUNS.values()
         for seed in run.seeds
-        if family in (None, run.family) and probed in (None, run.probe)
+        if family in (None, run.family) and probed in (None, bool(run.final_sets))
     ]
 
 
@@ -209,7 +214,7 @@ def probed(wildcards):
     return [
         of_experiment(layout.PROBE, model=model, run=run, seed=seed, final_set=final_set)
         for model, run, seed in seeds(probed=True)
-        for final_set in CONFIG["probe"]["final_sets"][RUNS[model, run].family]
+        for final_set in RUNS[model, run].final_sets
     ]
 
 
@@ -266,8 +271,13 @@ def probing(function):
 
 
 def settings_of(part):
-    """The settings of one part of the job's model, without its size, which only resources follow from."""
-    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
+    """The settings of one part of the job's model."""
+    return lambda wildcards: MODELS[wildcards.model][part]
+
+
+def published(part):
+    """What decides what a download of a published model brings."""
+    return lambda wildcards: {key: MODELS[wildcards.model][part][key] for key in ("name", "revision", "sha256")}
 
 
 def described(run):

@@ -27,6 +27,7 @@ STAGE = MODEL + "/{stage}"  # base, sft or reward
 BASE = MODEL + "/base"
 SFT = MODEL + "/sft"
 REWARD = MODEL + "/reward"
+PUBLISHED_REWARD = MODEL + "/published_reward"
 PREFERENCES = MODEL + "/preferences.parquet"
 PREFERENCE_REWARDS = MODEL + "/rewards.parquet"
 REFERENCE = MODEL + "/reference/{init}.parquet"
