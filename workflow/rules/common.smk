@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -32,6 +31,7 @@ except InputError as error:
 
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
+JUDGE = EXPERIMENT.judge
 RUNS = EXPERIMENT.runs
 DRAWINGS = drawings(RUNS.values(), CONFIG["probe"]["final_sets"])  # by model and file name
 
@@ -279,11 +279,14 @@ def told(wildcards):
 
 
 def judge_code(wildcards):
-    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
-    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
-    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
-    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
-    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
+    """Fingerprint of the module of ours that the judge's function is of; "" if it is another's."""
+    return module_fingerprint(JUDGE.function.partition(":")[0])
+
+
+def judge_needs(resource, otherwise):
+    """`gpu`, `mem_mb` or `runtime` of a judging job, as the configuration says."""
+    stated = CONFIG["evaluation"]["judging"]["resources"][resource]
+    return otherwise if stated is None else stated
 
 
 wildcard_constraints:

@@ -33,6 +33,8 @@ SECTIONS = {
     "probe.batch_size": ("ProbeBatches",),
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
+    "evaluation.judging": ("Calls",),
+    "evaluation.judging.prices.<model>": ("Price",),
     "bandit": ("ExactBandit",),
     "target": ("Target",),
 }

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from po_dynamics.settings.bandit import ExactBandit
 from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Rate, Settings, Some, mistake
 from po_dynamics.settings.data import Data
+from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.settings.models import Model
 from po_dynamics.settings.probe import Probe
 
@@ -67,7 +68,9 @@ class Evaluation(Responses):
     """Greedy responses to the evaluation prompts, and their judge."""
 
     judge: str
-    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships; see docs/judges.md"""
+    judging: Calls = Calls()
+    """how a judge that is a model is reached, and what that may cost"""
     checkpoints_per_job: Positive | None = None
     """null: all checkpoints of a run in one job"""
 
