@@ -66,7 +66,7 @@ def judge_responses(
     with _completions(chosen, calls, ledger, shared) as completions:
         table["preference"] = _ask(chosen, completions, pairs, "baseline", "candidate") - 1
         table["preference_swapped"] = 2 - _ask(chosen, completions, pairs, "candidate", "baseline")
-    _require_most(table, chosen, calls.max_missing)
+    _require_most(table, chosen, calls.max_missing, ledger)
     write_frame(table, output)
     if not chosen.remote:
         ledger.unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def _metric(annotations: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"win_rate": 100 * (rate - 1), "standard_error": float("nan")}  # intervals are ours: see `stats`
 
 
-def _require_most(table: pd.DataFrame, judge: Judge, max_missing: float) -> None:
+def _require_most(table: pd.DataFrame, judge: Judge, max_missing: float, ledger: Path) -> None:
     absent = table[["preference", "preference_swapped"]].isna()
     count = int(absent.to_numpy().sum())
     if count <= max_missing * absent.size:
@@ -167,7 +167,7 @@ def _require_most(table: pd.DataFrame, judge: Judge, max_missing: float) -> None
     steps = table["step"][absent.any(axis=1)].unique().tolist()
     raise InputError(
         f"judge '{judge.name}': {count} of {absent.size} judgements are missing "
-        f"({int(absent.any(axis=1).sum())} responses, steps {', '.join(map(str, steps))}): no readable reply; the "
-        f"others are kept, so that running again asks for the missing ones only; evaluation.judging.max_missing is "
-        f"{max_missing:g}"
+        f"({int(absent.any(axis=1).sum())} responses, steps {', '.join(map(str, steps))}) and "
+        f"evaluation.judging.max_missing is {max_missing:g}. Running again asks for those without an answer; a reply "
+        f"that cannot be read is kept as the others are, in {ledger}"
     )
