@@ -76,6 +76,7 @@ def test_a_judge_that_costs_nothing_is_not_asked(prompts):
 
 def test_a_function_that_is_not_there_is_found_before_training(prompts, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/configs.yaml").write_text("mine: {fn_completions: 'nowhere:nothing', prompt_template: x}")
+    (tmp_path / "mine/configs.yaml").write_text("mine: {fn_completions: 'nowhere:nothing', prompt_template: mine/x}")
+    (tmp_path / "mine/x").touch()
     with pytest.raises(InputError, match="nowhere:nothing"):
         examine(prompts, judge=tmp_path / "mine")

@@ -40,7 +40,7 @@ def preference(prompt: str) -> float:
 
 
 class JudgeServer:
-    """Serves in a thread; `asked` counts requests and `paid` proper answers by prompt, `keys` are those it was given."""
+    """Serves in a thread; `asked` counts requests and `paid` proper answers by prompt, `keys` are those it got."""
 
     def __init__(
         self,

@@ -47,9 +47,9 @@ def test_a_prompt_beyond_the_context_costs_itself(model, capfd):
     assert "1 prompts are longer than 24 tokens" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("labels", [("fox", "the bear"), ("zebra", "giraffe"), ("fox", "fox")])
+@pytest.mark.parametrize("labels", [("fox", "the bear"), ("fox", "zebra"), ("fox", "fox")])
 def test_labels_that_are_no_token_each_are_refused(labels):
-    """The toy language has no word for a zebra or a giraffe, so both are the unknown token."""
+    """The toy language has no word for a zebra."""
     with pytest.raises(InputError, match="are not a token each"):
         local.label_ids(tiny_tokenizer(), labels)
 
@@ -88,10 +88,9 @@ def test_both_judge_through_the_whole_package(tmp_path, model):
     directory = tmp_path / "judges/words"
     directory.mkdir(parents=True)
     text = (find_judge("hf").directory / "configs.yaml").read_text().replace("[m, M]", "[fox, owl]")
-    template = "{instruction} fox {output_1} owl {output_2}"
-    (directory / "configs.yaml").write_text(
-        text.replace("hf:", "words:").replace("openai/template.txt", f'"{template}"').replace(": m,", ": fox,")
-    )
+    text = text.replace("hf:", "words:").replace("openai/", "words/").replace(": m,", ": fox,")
+    (directory / "configs.yaml").write_text(text)
+    (directory / "template.txt").write_text("{instruction} fox {output_1} owl {output_2}")
     found = judge_responses(*paths, directory, Calls(model=model))
     assert found["preference"][:2].between(0, 1, inclusive="neither").all()
     assert not list(tmp_path.glob("*.jsonl"))

@@ -196,6 +196,14 @@ def test_the_model_is_asked_as_the_directory_says(tmp_path):
     assert os.environ.get("JUDGE_ENDPOINT") is None
 
 
+def test_an_annotator_that_alpaca_eval_ships_is_asked_through_the_same_client(tmp_path):
+    prompts = prompts_of(5)
+    with JudgeServer() as server:
+        found = ask(server, prompts, tmp_path / "a.jsonl", "weighted_alpaca_eval_gpt4_turbo")
+    assert verdicts(found) == pytest.approx([preference(prompt) for prompt in prompts], abs=1e-12)
+    assert len(lines(tmp_path / "a.jsonl")) == 5
+
+
 def test_another_address_of_the_same_endpoint_asks_nothing_again(tmp_path, monkeypatch):
     prompts = prompts_of(3)
     with JudgeServer() as first, JudgeServer() as second:
@@ -205,6 +213,13 @@ def test_another_address_of_the_same_endpoint_asks_nothing_again(tmp_path, monke
         monkeypatch.setenv("JUDGE_ENDPOINT", second.url)
         ask(first, prompts, tmp_path / "a.jsonl", **calls)
         assert (sum(first.asked.values()), sum(second.asked.values())) == (2, 1)
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_ENDPOINT", f"http://me:{CANARY}@host/v1")
+    with JudgeServer() as server, pytest.raises(InputError, match="JUDGE_ENDPOINT must be an address") as error:
+        ask(server, prompts_of(1), tmp_path / "a.jsonl")
+    assert CANARY not in str(error.value)
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):

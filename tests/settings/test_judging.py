@@ -1,6 +1,7 @@
 """Directories of judges: which there are, what they may say, and which are refused before anything runs."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,9 @@ def directory(folder, text):
         ("a: {}\nb: {}", "exactly one annotator"),
         ("[a]", "exactly one annotator"),
         ("a: {b: [", "while parsing"),
+        ("a: {prompt_template: gone.txt}", "gone.txt, and there is no such file"),
         ("a: {po_dynamics: {encode: json}}", "po_dynamics is"),
+        (f"a: {{completions_kwargs: {{base_url: 'http://me:{SECRET}@host'}}}}", "base_url must be an address"),
         (f"a: {{completions_kwargs: {{openai_api_key: {SECRET}}}}}", "keys stand in no file"),
     ],
 )
@@ -138,3 +141,10 @@ def test_an_unusable_directory_is_refused(tmp_path, text, message):
 def test_the_number_of_judged_models_is_that_of_the_jobs():
     experiment = load("smoke")
     assert experiment.evaluations == 1 + 4 * 3 + 2 * 3
+
+
+def test_the_servers_command_is_of_the_papers_judge():
+    judge, script = load("paper").judge, (ROOT / "slurm/serve_judge.sh").read_text()
+    assert f"${{MODEL:-{judge.parameters['model_name']}}}" in script
+    assert f":{re.search('PORT:-([0-9]+)', script)[1]}/v1" in judge.parameters["base_url"]
+    assert int(re.search("max-logprobs ([0-9]+)", script)[1]) >= judge.parameters["top_logprobs"]

@@ -18,6 +18,7 @@ rule examine_judge:
         provenance=layout.record(layout.JUDGE),
     log:
         f"{layout.LOGS}/examine_judge.log",
+    localrule: True
     conda:
         JUDGE_ENVIRONMENT
     params:
@@ -78,6 +79,7 @@ rule judge_responses:
         f"{layout.MODEL_LOGS}/{{path}}/judge.log",
     wildcard_constraints:
         path=r"([^/]+/seed\d+/)?evaluation/\w+",
+    localrule: JUDGE.remote  # where Snakemake runs: compute nodes often have no internet
     conda:
         JUDGE_ENVIRONMENT
     resources:

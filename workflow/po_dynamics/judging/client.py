@@ -17,7 +17,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from po_dynamics.errors import InputError
 from po_dynamics.judging.limits import Gate
-from po_dynamics.settings.judging.calls import Calls
+from po_dynamics.settings.judging.calls import Calls, is_address
 
 Message = Mapping[str, str]
 
@@ -48,6 +48,8 @@ class Client:
         self.stop = stop or Event()
         self.gate = Gate(calls.connections, self.stop)
         address = os.environ.get("JUDGE_ENDPOINT") or endpoint
+        if not is_address(address):
+            raise InputError("JUDGE_ENDPOINT must be an address like http://node:8000/v1, without password or query")
         self._openai = openai.OpenAI(api_key=self.key or "none", base_url=address, timeout=calls.timeout, max_retries=0)
         self._where = f"{endpoint} at {address}" if address != endpoint else endpoint
 

@@ -116,13 +116,22 @@ def fetch(name: str) -> Path:
 
 
 def label_ids(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[int]:
-    """The token that each label is when it follows a prompt; InputError where one is several tokens, or two are one."""
-    asked = render(tokenizer, "?")
-    prompt = _ids(tokenizer, asked)
-    found = [_ids(tokenizer, asked + label) for label in labels]
-    if any(ids[:-1] != prompt for ids in found) or len({ids[-1] for ids in found}) < len(labels):
+    """The token of each label after a prompt; InputError where one is several or unknown, or two are the same."""
+    rendered = render(tokenizer, "?")
+    found = [_label_id(tokenizer, rendered, label) for label in labels]
+    known = [token for token in found if token is not None and token != tokenizer.unk_token_id]
+    if len(set(known)) < len(labels):
         raise InputError(f"judge: the labels {', '.join(labels)} are not a token each for this tokenizer; take others")
-    return [ids[-1] for ids in found]
+    return known
+
+
+def _label_id(tokenizer: PreTrainedTokenizerBase, rendered: str, label: str) -> int | None:
+    """As it is tokenized where it follows; by itself, where the end of the prompt would be another with it."""
+    prompt, whole = _ids(tokenizer, rendered), _ids(tokenizer, rendered + label)
+    if whole[:-1] == prompt:
+        return whole[-1]
+    alone = list(tokenizer(label, add_special_tokens=False)["input_ids"])
+    return alone[0] if len(alone) == 1 else None
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

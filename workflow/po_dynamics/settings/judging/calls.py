@@ -18,9 +18,13 @@ def _variable(name: str) -> str:
     return name
 
 
+def is_address(url: str) -> bool:
+    """Whether this is an address without user name, password or query, which could be secrets."""
+    return re.fullmatch(r"https?://[^@?\s]+", url) is not None
+
+
 def _endpoint(url: str) -> str:
-    """An address without user name, password or query, which could be secrets."""
-    if not re.fullmatch(r"https?://[^@?\s]+", url):
+    if not is_address(url):
         raise mistake("", "(not shown)", "an address like http://127.0.0.1:8000/v1, without password or query")
     return url.rstrip("/")
 

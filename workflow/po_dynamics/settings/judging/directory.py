@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from po_dynamics.errors import InputError
-from po_dynamics.settings.judging.calls import Calls
+from po_dynamics.settings.judging.calls import Calls, is_address
 
 JUDGES = Path(__file__).parents[3] / "judges"
 PACKAGE = __name__.partition(".")[0]
@@ -79,7 +79,7 @@ def find_judge(judge: str | Path, calls: Calls | None = None) -> Judge:
     parameters = _parameters(path, annotator, calls or Calls())
     function = str(annotator.get("fn_completions", "openai_completions"))
     function = REMOTE if function == "openai_completions" else function
-    template = _template(directory, annotator)
+    template = _template(path, annotator)
     about = [name, annotator, own["encoding"], function, parameters, template]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     return Judge(directory, name, function, parameters, template, annotator, own["encoding"], own["cache"], digest)
@@ -140,6 +140,10 @@ def _parameters(path: Path, annotator: Mapping[str, Any], calls: Calls) -> dict[
             f"judge {path}: completions_kwargs has {secret[0]}; keys stand in no file: evaluation.judging.key names "
             "the environment variable that holds it"
         )
+    if not is_address(str(parameters.get("base_url", "http://none"))):
+        raise InputError(
+            f"judge {path}: base_url must be an address like http://127.0.0.1:8000/v1, without password or query"
+        )
     if calls.model is not None:
         parameters["model_name"] = calls.model
     if calls.endpoint is not None:
@@ -147,9 +151,8 @@ def _parameters(path: Path, annotator: Mapping[str, Any], calls: Calls) -> dict[
     return parameters
 
 
-def _template(directory: Path, annotator: Mapping[str, Any]) -> str:
-    """The text of the template, which is a file beside the directory, or stands in the configuration itself."""
-    template = str(annotator.get("prompt_template", ""))
-    if len(template) < 200 and (directory.parent / template).is_file():
-        return (directory.parent / template).read_text(encoding="utf-8")
-    return template
+def _template(path: Path, annotator: Mapping[str, Any]) -> str:
+    template = path.parents[1] / str(annotator.get("prompt_template"))
+    if not template.is_file():
+        raise InputError(f"judge {path}: prompt_template names {template}, and there is no such file")
+    return template.read_text(encoding="utf-8")
