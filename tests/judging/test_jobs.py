@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from checkout import ROOT, clone, snakemake
+from checkout import ROOT, clone, edit, snakemake
 from judge_server import Fault, JudgeServer
 
 pytestmark = pytest.mark.e2e
@@ -89,27 +88,47 @@ def test_four_jobs_side_by_side_lose_nothing_and_a_fifth_pays_nothing(tmp_path):
     assert not list(tmp_path.glob("*.json*"))
 
 
+def checkout(folder, server):
+    """An empty checkout whose smoke configuration asks the server, with the key in $JUDGE_KEY."""
+    root = clone(folder / "checkout")
+    judging = f"judging: {{endpoint: '{server.url}', key: JUDGE_KEY}}"
+    edit(root / "config/smoke.yaml", "judge: gold}", f"judge: openai, {judging}}}")
+    return root
+
+
+def judge_base(root):
+    """Has the rule judge the base model's answers, which are made up as the SFT model's are; returns what it printed."""
+    folder = root / "results/smoke/menagerie/evaluation"
+    for name, letter in (("base", "x"), ("sft", "yy")):
+        write(folder / name, "responses", 20, letter)
+        (folder / name / "responses.parquet.json").write_text("{}")
+    (folder / "base/annotations.parquet").unlink(missing_ok=True)
+    target = "results/smoke/menagerie/evaluation/base/annotations.parquet"
+    done = snakemake(root, "--allowed-rules", "judge_responses", "--", target)
+    assert done.returncode == 0, done.stderr
+    assert (pd.read_parquet(root / target)["preference"] < 0.5).all()  # the longer answer is preferred
+    return done.stdout + done.stderr
+
+
 def test_a_wrong_key_stops_the_workflow_before_training_and_no_key_is_anywhere(tmp_path, monkeypatch):
-    """Up to the examined judge, in an empty checkout, with a server that first refuses the key."""
-    root = clone(tmp_path / "checkout")
+    """The judge is examined and asked by the rules; the server refuses the key first, and repeats it."""
     monkeypatch.setenv("JUDGE_KEY", CANARY)
-    state = {"refused": True}
     refusal = Fault(401, f"Incorrect API key provided: {CANARY}", "invalid_api_key")
-    with JudgeServer(lambda prompt, attempt: refusal if state["refused"] else None) as server:
-        text = (root / "config/smoke.yaml").read_text()
-        judging = f"{{endpoint: '{server.url}', key: JUDGE_KEY}}"
-        text = text.replace("judge: gold}", f"judge: openai, judging: {judging}}}")
-        (root / "config/smoke.yaml").write_text(text)
+    with JudgeServer(lambda prompt, attempt: refusal) as server:
+        root = checkout(tmp_path, server)
         refused = snakemake(root, "results/smoke/menagerie/base")
         assert refused.returncode != 0
         assert "401: Incorrect API key provided: (key)" in refused.stdout + refused.stderr
         assert not (root / "results/smoke/menagerie").exists()
-        state["refused"] = False
+        server.fault = lambda prompt, attempt: None
         passed = snakemake(root, "results/smoke/judge.json", "results/smoke/config.yaml")
         assert passed.returncode == 0, passed.stderr
+        told = [judge_base(root), judge_base(root)]  # the second one pays nothing
+        assert sum(server.asked.values()) == 1 + 1 + 2 * 20
         assert server.keys == {f"Bearer {CANARY}"}
     assert json.loads((root / "results/smoke/judge.json").read_text())["served_model"] == "served"
-    assert CANARY not in refused.stdout + refused.stderr + passed.stdout + passed.stderr
-    written = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
-    assert any(path.name == "judge.json.json" for path in written)
+    assert len((root / "results/smoke/judgements/menagerie/evaluation/base.jsonl").read_text().splitlines()) == 40
+    assert CANARY not in "".join([refused.stdout, refused.stderr, passed.stdout, passed.stderr, *told])
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.name == "annotations.parquet.json" for path in written)
     assert not [path for path in written if CANARY.encode() in path.read_bytes()]

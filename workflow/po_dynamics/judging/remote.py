@@ -62,20 +62,22 @@ def ask(
 
 
 def _arriving(places: Mapping[Future[Paid], int], stop: Event, tolerated: int) -> Iterator[tuple[int, Paid]]:
-    """Answers as they come; the first failure of all is raised when the last request has ended."""
-    failure: InputError | None = None
+    """Answers as they come; the first failure of all, ours too, is raised when the last request has ended."""
+    failure: Exception | None = None
     refusals: list[str] = []
     for future in as_completed(places):
         outcome = _outcome(future)
         if isinstance(outcome, Paid):
             yield places[future], outcome
-        elif isinstance(outcome, Refused):
+            continue
+        if isinstance(outcome, Refused):
             refusals.append(str(outcome))
-            if len(refusals) > tolerated:
-                outcome = InputError(f"judge: {len(refusals)} prompts were refused, the last one with {outcome}")
-        if isinstance(outcome, InputError):
+            if len(refusals) <= tolerated:
+                continue
+            outcome = InputError(f"judge: {len(refusals)} prompts were refused, the last one with {outcome}")
+        if not isinstance(outcome, Stopped):
             failure = failure or outcome
-            stop.set()
+        stop.set()
     if refusals:
         print(f"judge: {len(refusals)} prompts were refused, the first one with {refusals[0]}", file=sys.stderr)
     if failure is not None:
@@ -101,7 +103,7 @@ def answer_of(reply: Mapping[str, Any]) -> Answer:
         "text": choice["message"].get("content") or "",
         "finish": choice.get("finish_reason"),
         "model": reply.get("model"),
-        "top": [[[t["token"], t["logprob"]] for t in p.get("top_logprobs") or [p]] for p in positions] or None,
+        "top": [[[t.get("token"), t.get("logprob")] for t in p.get("top_logprobs") or [p]] for p in positions] or None,
     }
 
 
@@ -138,10 +140,9 @@ def _usage(reply: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _outcome(future: Future[Paid]) -> Paid | Exception:
-    """Faults of ours are raised as they are."""
     try:
         return future.result()
-    except (Refused, Stopped, InputError) as error:
+    except Exception as error:  # whatever it is, what others are paid for is waited for first
         return error
 
 
