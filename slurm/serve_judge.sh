@@ -16,5 +16,6 @@ exec vllm serve "${MODEL:-Qwen/Qwen2.5-32B-Instruct}" \
     --host "${HOST:-$here}" --port "${PORT:-8000}" \
     --max-model-len "${LENGTH:-8192}" \
     --max-logprobs 20 \
+    --generation-config vllm \
     --enable-prefix-caching \
     --seed 0 "$@"

@@ -97,7 +97,7 @@ def checkout(folder, server):
 
 
 def judge_base(root):
-    """Has the rule judge the base model's answers, which are made up as the SFT model's are; returns what it printed."""
+    """Has the rule judge made-up answers of the base model against the SFT model's; returns what it printed."""
     folder = root / "results/smoke/menagerie/evaluation"
     for name, letter in (("base", "x"), ("sft", "yy")):
         write(folder / name, "responses", 20, letter)

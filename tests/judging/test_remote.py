@@ -192,7 +192,7 @@ def test_the_model_is_asked_as_the_directory_says(tmp_path):
         ask(server, prompts_of(1), tmp_path / "a.jsonl", model="mine")
     (request,) = requests
     assert request.pop("messages")[0]["role"] == "system"
-    assert request == {"model": "mine", "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+    assert request == {"model": "mine", "max_tokens": 1, "temperature": 1, "logprobs": True, "top_logprobs": 20}
     assert os.environ.get("JUDGE_ENDPOINT") is None
 
 
