@@ -119,12 +119,13 @@ def test_a_wrong_key_stops_the_workflow_before_training_and_no_key_is_anywhere(t
         refused = snakemake(root, "results/smoke/menagerie/base")
         assert refused.returncode != 0
         assert "401: Incorrect API key provided: (key)" in refused.stdout + refused.stderr
-        assert not (root / "results/smoke/menagerie").exists()
+        assert not (root / "results").exists()
         server.fault = lambda prompt, attempt: None
+        assert snakemake(root, "results/smoke/judge.json", "--dry-run").returncode == 0
         passed = snakemake(root, "results/smoke/judge.json", "results/smoke/config.yaml")
         assert passed.returncode == 0, passed.stderr
         told = [judge_base(root), judge_base(root)]  # the second one pays nothing
-        assert sum(server.asked.values()) == 1 + 1 + 2 * 20
+        assert sum(server.asked.values()) == 1 + 1 + (1 + 2 * 20) + 1  # before training and judging, one question
         assert server.keys == {f"Bearer {CANARY}"}
     assert json.loads((root / "results/smoke/judge.json").read_text())["served_model"] == "served"
     assert len((root / "results/smoke/judgements/menagerie/evaluation/base.jsonl").read_text().splitlines()) == 40

@@ -1,11 +1,14 @@
 """Configuration, inputs and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
 import functools
+import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -287,6 +290,23 @@ def judge_needs(resource, otherwise):
     """`gpu`, `mem_mb` or `runtime` of a judging job, as the configuration says."""
     stated = CONFIG["evaluation"]["judging"]["resources"][resource]
     return otherwise if stated is None else stated
+
+
+# What waits for a judge that can be asked: whatever takes long, and judging itself.
+JUDGED_STAGES = {"pretrain_base", "train_sft", "train_reward", "train_offline", "train_online", "judge_responses"}
+
+
+def require_judge(jobs):
+    """Before the first job: one question to a judge that is a model, if there is anything to train or to judge.
+
+    In a process of its own, because alpaca-eval changes the environment of the process that imports it.
+    """
+    if not (JUDGE.remote or JUDGE.in_process) or JUDGED_STAGES.isdisjoint(job.rule.name for job in jobs):
+        return
+    evaluation = {"judge": CONFIG["evaluation"]["judge"], "judging": CONFIG["evaluation"]["judging"]}
+    command = [sys.executable, "-m", "po_dynamics.evaluation.preflight"]
+    if subprocess.run(command, input=json.dumps(evaluation), text=True).returncode:
+        raise WorkflowError("the judge cannot be asked; nothing was started")
 
 
 wildcard_constraints:

@@ -9,7 +9,8 @@ Answers of a remote judge stay in judgements/, which is no output: they were pai
 JUDGE_ENVIRONMENT = "../../envs/judge_model.yaml" if JUDGE.in_process else "../../envs/judge.yaml"
 
 
-# Before anything is trained: whether the judge can be reached, exists and gives verdicts, and what it will cost.
+# Whether the judge can be reached, exists and gives verdicts, and what it will cost. `onstart` asks the same before
+# anything is trained. No stage takes this as input: with a judge that changes, it would train again, or be masked.
 rule examine_judge:
     input:
         unpack(artefacts(data=layout.DATA)),

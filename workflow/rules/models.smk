@@ -12,7 +12,6 @@ TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["so
 rule pretrain_base:
     input:
         unpack(artefacts(data=layout.DATA)),
-        judge_record=ancient(layout.JUDGE),  # a judge that cannot be asked is found out before
     output:
         model=directory(layout.BASE),
         provenance=layout.record(layout.BASE),
@@ -54,7 +53,6 @@ rule download_base:
 rule train_sft:
     input:
         unpack(artefacts(base=layout.BASE, data=layout.DATA)),
-        judge_record=ancient(layout.JUDGE),
     output:
         model=directory(layout.SFT),
         provenance=layout.record(layout.SFT),

@@ -22,7 +22,6 @@ rule train_offline:
                 rewards=preference_rewards,
             )
         ),
-        judge_record=ancient(layout.JUDGE),  # a judge that cannot be asked is found out before
     output:
         checkpoints=checkpoints(layout.CHECKPOINTS),
         log=layout.CURVES,
@@ -50,7 +49,6 @@ rule train_offline:
 use rule train_offline as train_online with:
     input:
         unpack(artefacts(policy=initial_model, reference=initial, reward=layout.REWARD, prompts=layout.PREFERENCES)),
-        judge_record=ancient(layout.JUDGE),
     wildcard_constraints:
         run=runs_of("online"),
     resources:

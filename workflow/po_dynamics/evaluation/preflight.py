@@ -15,7 +15,7 @@ from po_dynamics.errors import InputError
 from po_dynamics.evaluation import alpaca
 from po_dynamics.judging.estimate import CHARACTERS, describe, estimate, reply_limit
 from po_dynamics.settings.judging.calls import Calls
-from po_dynamics.settings.judging.directory import Judge
+from po_dynamics.settings.judging.directory import Judge, find_judge
 from po_dynamics.storage.atomic import write_json
 
 # Whoever judges at all prefers the second answer; what is checked is that there is a verdict.
@@ -38,6 +38,19 @@ def examine_judge(
     Raises:
         InputError: key, model or endpoint are wrong, or the answer holds no verdict.
     """
+    about = question(judge, calls)
+    if judge.remote:
+        about["estimate"] = _estimate(judge, calls, _texts(prompts), evaluations, max_new_tokens, about)
+    write_json(output, about)
+    return about
+
+
+def question(judge: Judge, calls: Calls) -> dict[str, Any]:
+    """Asks a remote judge once, looks at the model of one in this process; what was found.
+
+    Raises:
+        InputError: key, model or endpoint are wrong, or the answer holds no verdict.
+    """
     alpaca.function(judge.function)
     about: dict[str, Any] = {"judge": judge.name, "digest": judge.digest}
     if judge.remote or judge.in_process:
@@ -47,8 +60,6 @@ def examine_judge(
         about |= found
         if columns is not None:
             _require_verdict(judge, found, columns)
-            about["estimate"] = _estimate(judge, calls, _texts(prompts), evaluations, max_new_tokens, found)
-    write_json(output, about)
     return about
 
 
@@ -96,3 +107,18 @@ def _estimate(
     if calls.max_usd is not None and (found.usd or 0) > calls.max_usd:
         print(f"that may exceed evaluation.judging.max_usd = {calls.max_usd:g}", file=sys.stderr, flush=True)
     return found._asdict()
+
+
+def main() -> None:
+    """Examines the judge of the section `evaluation` of a configuration, which is read as JSON from standard input."""
+    evaluation = json.load(sys.stdin)
+    calls = Calls.of(evaluation["judging"], "evaluation.judging")
+    try:
+        about = question(find_judge(evaluation["judge"], calls), calls)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(f"judge: {json.dumps(about)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
