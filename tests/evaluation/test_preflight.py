@@ -1,11 +1,13 @@
 """What is found out about a judge before anything is trained."""
 
+import io
 import json
 
 import pandas as pd
 import pytest
 from judge_server import Fault, JudgeServer
 from po_dynamics.errors import InputError
+from po_dynamics.evaluation import preflight
 from po_dynamics.evaluation.preflight import examine_judge
 from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.settings.judging.directory import find_judge
@@ -72,6 +74,28 @@ def test_a_reply_without_verdict_is_shown(prompts):
 
 def test_a_judge_that_costs_nothing_is_not_asked(prompts):
     assert examine(prompts, judge="gold") == {"judge": "gold", "digest": find_judge("gold").digest}
+
+
+def asked_at_the_start(monkeypatch, url, judge="openai"):
+    """What `onstart` runs, with the section of the configuration on standard input."""
+    section = json.dumps({"judge": judge, "judging": Calls.of({"endpoint": url, "attempts": 1}).resolved()})
+    monkeypatch.setattr(preflight.sys, "stdin", io.StringIO(section))
+    preflight.main()
+
+
+def test_the_start_asks_the_same_and_ends_in_one_line(monkeypatch, capfd):
+    with JudgeServer() as server:
+        asked_at_the_start(monkeypatch, server.url)
+        assert '"served_model": "served"' in capfd.readouterr().err
+        server.fault = lambda prompt, attempt: Fault(401, "Incorrect API key provided")
+        with pytest.raises(SystemExit, match=r"^error: judge at .* 401: Incorrect API key provided"):
+            asked_at_the_start(monkeypatch, server.url)
+
+
+def test_a_start_without_the_judges_libraries_says_so_and_goes_on(monkeypatch, capfd):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    asked_at_the_start(monkeypatch, "http://127.0.0.1:9/v1", judge=str(find_judge("openai").directory))
+    assert "not asked before the start: openai, tenacity, alpaca_eval not installed here" in capfd.readouterr().err
 
 
 def test_a_function_that_is_not_there_is_found_before_training(prompts, tmp_path):

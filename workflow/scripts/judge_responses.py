@@ -16,6 +16,6 @@ with stage(snakemake):
         judge=snakemake.params.judge,
         # How fast and for how much is no parameter: a higher budget makes no verdict stale.
         calls=configuration.load(snakemake.config).calls,
-        ledger=Path(layout.LEDGER.format(**snakemake.wildcards)),
+        ledger=Path(layout.ledger(**snakemake.wildcards)),
         shared=Path(layout.LEDGERS.format(**snakemake.wildcards)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import sys
@@ -114,7 +115,12 @@ def main() -> None:
     evaluation = json.load(sys.stdin)
     calls = Calls.of(evaluation["judging"], "evaluation.judging")
     try:
-        about = question(find_judge(evaluation["judge"], calls), calls)
+        judge = find_judge(evaluation["judge"], calls)
+        needed = ("torch", "transformers") if judge.in_process else ("openai", "tenacity", "alpaca_eval")
+        if absent := [name for name in needed if importlib.util.find_spec(name) is None]:
+            print(f"judge: not asked before the start: {', '.join(absent)} not installed here", file=sys.stderr)
+            return  # judging has an environment of its own, and so has the rule examine_judge
+        about = question(judge, calls)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"judge: {json.dumps(about)}", file=sys.stderr)

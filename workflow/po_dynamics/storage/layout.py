@@ -16,8 +16,7 @@ REPORT = EXPERIMENT + "/report.html"
 DATA = EXPERIMENT + "/data"
 LOGS = EXPERIMENT + "/logs"
 JUDGE = EXPERIMENT + "/judge.json"  # what is known of the judge before anything is trained
-LEDGERS = EXPERIMENT + "/judgements"
-LEDGER = LEDGERS + "/{model}/{path}.jsonl"  # answers of a remote judge, by the evaluation that asked
+LEDGERS = EXPERIMENT + "/judgements"  # answers of a remote judge
 TABLES = EXPERIMENT + "/tables"
 FIGURES = EXPERIMENT + "/figures/{model}"
 BANDIT_FIGURE = EXPERIMENT + "/figures/bandit"  # of no model
@@ -53,6 +52,11 @@ ANNOTATIONS = "/annotations.parquet"
 def record(path: str) -> str:
     """The provenance record beside an artefact."""
     return f"{path}.json"
+
+
+def ledger(experiment: str, model: str, path: str) -> str:
+    """The ledger of a judging job; `path` is the evaluation's folder below its model's."""
+    return f"{LEDGERS.format(experiment=experiment)}/{model}/{path}.jsonl"
 
 
 def parse(path: Path | str, *patterns: str) -> dict[str, str]:
