@@ -119,6 +119,14 @@ def columns_of(answer: Answer) -> dict[str, Any]:
 def _one(client: Client, budget: Budget, prompt: str, sent: Mapping[str, Any]) -> Paid:
     if client.stop.is_set():
         raise Stopped
+    try:
+        return _paid(client, budget, prompt, sent)
+    except InputError:
+        client.stop.set()  # before this thread takes the next prompt
+        raise
+
+
+def _paid(client: Client, budget: Budget, prompt: str, sent: Mapping[str, Any]) -> Paid:
     reserved = budget.cost(tokens_of(prompt), reply_limit(sent))
     budget.reserve(reserved)
     usd, tokens = 0.0, None
