@@ -1,12 +1,14 @@
 """Configuration, inputs and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
 import functools
+import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -19,6 +21,7 @@ from po_dynamics.figures.registry import drawings
 from po_dynamics.harness import config as configuration
 from po_dynamics.harness import resources as demand
 from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
+from po_dynamics.settings.judging.directory import find_judge
 from po_dynamics.storage import layout
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
@@ -32,6 +35,7 @@ except InputError as error:
 
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
+JUDGE = EXPERIMENT.judge
 RUNS = EXPERIMENT.runs
 DRAWINGS = drawings(RUNS.values())  # by model and file name
 
@@ -317,11 +321,31 @@ def judge_code(wildcards):
 
 
 def code_of_judge(judge):
-    """Fingerprint of the module of ours that the judge's configs.yaml names; "" if it names none."""
-    configuration = WORKFLOW / "judges" / judge / "configs.yaml"
-    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
-    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
-    return "".join(module_fingerprint(function.partition(":")[0]) for function in functions)
+    """Fingerprint of the module of ours that the judge's function is of; "" if it is another's."""
+    return module_fingerprint(judge.function.partition(":")[0])
+
+
+def judge_needs(resource, otherwise):
+    """`gpu`, `mem_mb` or `runtime` of a judging job, as the configuration says."""
+    stated = CONFIG["evaluation"]["judging"]["resources"][resource]
+    return otherwise if stated is None else stated
+
+
+# What waits for a judge that can be asked: whatever takes long, and judging itself.
+JUDGED_STAGES = {"pretrain_base", "train_sft", "train_reward", "train_offline", "train_online", "judge_responses"}
+
+
+def require_judge(jobs):
+    """Before the first job: one question to a judge that is a model, if there is anything to train or to judge.
+
+    In a process of its own, because alpaca-eval changes the environment of the process that imports it.
+    """
+    if not (JUDGE.remote or JUDGE.in_process) or JUDGED_STAGES.isdisjoint(job.rule.name for job in jobs):
+        return
+    evaluation = {"judge": CONFIG["evaluation"]["judge"], "judging": CONFIG["evaluation"]["judging"]}
+    command = [sys.executable, "-m", "po_dynamics.evaluation.preflight"]
+    if subprocess.run(command, input=json.dumps(evaluation), text=True).returncode:
+        raise WorkflowError("the judge cannot be asked; nothing was started")
 
 
 wildcard_constraints:

@@ -9,6 +9,7 @@ with stage(snakemake):
     from po_dynamics.evaluation.reliability.judgements import write_judgements
     from po_dynamics.evaluation.reliability.report_card import report_card
     from po_dynamics.evaluation.stats import write_csv
+    from po_dynamics.harness import config as configuration
 
     judged, labels = examine(
         responses=[Path(path) for path in snakemake.input.responses],
@@ -17,6 +18,7 @@ with stage(snakemake):
         truth=snakemake.params.card["truth"],
         prompts=snakemake.params.card["prompts"],
         seed=snakemake.params.seed,
+        calls=configuration.load(snakemake.config).calls,
     )
     write_judgements(judged, Path(snakemake.output.judged))
     write_csv(report_card(judged, labels), snakemake.output.card)

@@ -15,6 +15,8 @@ from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.registry import bind, canonical
 from po_dynamics.settings.experiment import Configuration, RunEntry, Start
+from po_dynamics.settings.judging.calls import Calls
+from po_dynamics.settings.judging.directory import Judge, check_judge, find_judge
 from po_dynamics.settings.online import Online
 from po_dynamics.settings.training import Offline
 
@@ -54,10 +56,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked configuration, all defaults filled in, as plain JSON; and its runs by (model, name)."""
+    """A checked configuration, all defaults filled in, as plain JSON; its runs by (model, name); its judge."""
 
     config: dict[str, Any]
     runs: Mapping[tuple[str, str], Run]
+    judge: Judge
+    calls: Calls
+
+    @property
+    def evaluations(self) -> int:
+        """Judged models: the base models, and every checkpoint of every seed."""
+        return len(self.config["models"]) + sum(len(run.steps) * len(run.seeds) for run in self.runs.values())
 
     def chunks(self, model: str, run: str) -> list[list[int]]:
         """The run's checkpoints in the portions that one job handles."""
@@ -73,6 +82,7 @@ def load(config: Mapping[str, Any]) -> Experiment:
         InputError: one line naming the key, the value and what is allowed.
     """
     settings = Configuration.of(config)
+    judge = _judge(settings)
     runs: dict[tuple[str, str], Run] = {}
     for entry, run in settings.runs.items():
         for model in run.models or settings.models:
@@ -86,7 +96,24 @@ def load(config: Mapping[str, Any]) -> Experiment:
         _check_start(resolved, runs)
     _check_target(settings, runs)
     _check_distinct(runs.values())
-    return Experiment(settings.resolved(), runs)
+    return Experiment(settings.resolved(), runs, judge, settings.evaluation.judging)
+
+
+def _judge(settings: Configuration) -> Judge:
+    calls = settings.evaluation.judging
+    judge = _found("evaluation.judge", settings.evaluation.judge, calls)
+    check_judge(judge, calls, settings.data.source)
+    card = settings.evaluation.report_card
+    if card and card.truth:
+        check_judge(_found("evaluation.report_card.truth", card.truth, calls), calls, settings.data.source)
+    return judge
+
+
+def _found(key: str, name: str, calls: Calls) -> Judge:
+    try:
+        return find_judge(name, calls)
+    except InputError as error:
+        raise InputError(f"configuration key '{key}': {error}") from None
 
 
 def _bad(key: str, seen: Any, allowed: str) -> InputError:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from po_dynamics.errors import InputError
 
-PACKAGES = ("torch", "transformers", "trl", "datasets", "pandas", "seaborn", "alpaca_eval", "snakemake")
+PACKAGES = ("torch", "transformers", "trl", "datasets", "pandas", "seaborn", "alpaca_eval", "openai", "snakemake")
 
 
 class Tee:

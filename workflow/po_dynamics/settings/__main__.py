@@ -34,6 +34,8 @@ SECTIONS = {
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
     "evaluation.report_card": ("ReportCard",),
+    "evaluation.judging": ("Calls",),
+    "evaluation.judging.prices.<model>": ("Price",),
     "bandit": ("ExactBandit",),
     "target": ("Target",),
 }

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from po_dynamics.settings.bandit import ExactBandit
 from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Rate, Settings, Some, mistake
 from po_dynamics.settings.data import Data
+from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.settings.models import Model
 from po_dynamics.settings.probe import FinalSets, Probe
 
@@ -76,7 +77,9 @@ class Evaluation(Responses):
     """Greedy responses to the evaluation prompts, and their judge."""
 
     judge: str
-    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships; see docs/judges.md"""
+    judging: Calls = Calls()
+    """how a judge that is a model is reached, and what that may cost"""
     order: Literal["both", "random"] = "both"
     """in which each pair is shown to the judge; random: the one that alpaca-eval draws, for half the price"""
     report_card: ReportCard | None = None

@@ -15,6 +15,8 @@ CONFIGURATION = EXPERIMENT + "/config.yaml"
 REPORT = EXPERIMENT + "/report.html"
 DATA = EXPERIMENT + "/data"
 LOGS = EXPERIMENT + "/logs"
+JUDGE = EXPERIMENT + "/judge.json"  # what is known of the judge before anything is trained
+LEDGERS = EXPERIMENT + "/judgements"  # answers of a remote judge
 TABLES = EXPERIMENT + "/tables"
 EXAMINATION = EXPERIMENT + "/examination"
 JUDGED_PAIRS = EXAMINATION + "/judged.json"
@@ -53,6 +55,11 @@ ANNOTATIONS = "/annotations.parquet"
 def record(path: str) -> str:
     """The provenance record beside an artefact."""
     return f"{path}.json"
+
+
+def ledger(experiment: str, model: str, path: str) -> str:
+    """The ledger of a judging job; `path` is the evaluation's folder below its model's."""
+    return f"{LEDGERS.format(experiment=experiment)}/{model}/{path}.jsonl"
 
 
 def parse(path: Path | str, *patterns: str) -> dict[str, str]:

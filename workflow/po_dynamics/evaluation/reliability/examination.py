@@ -12,13 +12,20 @@ import pandas as pd
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation.judge import judge_responses
 from po_dynamics.evaluation.reliability.judgements import PAIR, turned
+from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.storage.parquet import read_table, write_frame
 
 _COLUMNS = ["instruction", "response", "ended"]
 
 
 def examine(
-    responses: Sequence[Path], folder: Path, judge: str, truth: str | None, prompts: int, seed: int = 0
+    responses: Sequence[Path],
+    folder: Path,
+    judge: str,
+    truth: str | None,
+    prompts: int,
+    seed: int = 0,
+    calls: Calls | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Asks the judge, and the one whose verdicts count as true, about the same pairs.
 
@@ -29,6 +36,7 @@ def examine(
         truth: another judge; None: there is no truth.
         prompts: how many to draw, at most; each gives three pairs, twelve questions.
         seed: of the draw of prompts and answers.
+        calls: how a judge that is a model is asked; every sitting keeps answers of its own, or it would ask only once.
 
     Returns:
         The judge's judgements in two sittings, and the true ones (see `judgements`), without rows if there is no truth.
@@ -41,8 +49,8 @@ def examine(
         columns = {"response": pairs[name], "ended": pairs[f"{name}_ended"]}
         table = pd.DataFrame({"step": 0, "id": pairs["id"], "instruction": pairs["instruction"], **columns})
         write_frame(table, folder / f"{name}.parquet")
-    judged = pd.concat([_sitting(folder, pairs, judge, f"sitting_{i}") for i in (1, 2)], ignore_index=True)
-    labels = _sitting(folder, pairs, truth, "truth") if truth else judged[:0]
+    judged = pd.concat([_sitting(folder, pairs, judge, f"sitting_{i}", calls) for i in (1, 2)], ignore_index=True)
+    labels = _sitting(folder, pairs, truth, "truth", calls) if truth else judged[:0]
     return judged, labels
 
 
@@ -69,10 +77,10 @@ def _last_step(path: Path) -> pd.DataFrame:
     return table.loc[table["step"] == table["step"].max(), _COLUMNS]
 
 
-def _sitting(folder: Path, pairs: pd.DataFrame, judge: str, name: str) -> pd.DataFrame:
+def _sitting(folder: Path, pairs: pd.DataFrame, judge: str, name: str, calls: Calls | None) -> pd.DataFrame:
     """The judge's judgements of the pairs, in both orders."""
     output = folder / f"{name}.parquet"
-    found = judge_responses(folder / "candidate.parquet", folder / "baseline.parquet", output, judge)
+    found = judge_responses(folder / "candidate.parquet", folder / "baseline.parquet", output, judge, calls=calls)
     shown = pairs[["instruction", "baseline", "candidate"]].set_axis(PAIR, axis=1)
     forward, back = (found[column].to_numpy() for column in ("preference", "preference_swapped"))
     return pd.concat([shown.assign(preference=forward), turned(shown.assign(preference=back))], ignore_index=True)
