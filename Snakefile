@@ -22,6 +22,10 @@ include: "workflow/rules/target.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    require_judge(workflow.dag.needrun_jobs())
+
+
 localrules:
     all,
 
@@ -31,6 +35,7 @@ rule all:
     input:
         of_experiment(layout.REPORT),
         of_experiment(layout.CONFIGURATION),
+        of_experiment(layout.JUDGE),
         # Named here, though the report needs them: Snakemake rebuilds a deleted file only if it is asked for.
         TABLES,
         figure_files,

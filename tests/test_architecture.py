@@ -28,7 +28,8 @@ MAY_USE: dict[str, set[str]] = {
     "dynamics": BASE,  # tables only: no models
     "figures": BASE,  # tables only: no models
     "bandit": BASE,
-    "evaluation": MODELS,
+    "judging": BASE | {"models"},  # a judge may be a model in this process
+    "evaluation": MODELS | {"judging"},
     "training": MODELS,
     "ppo": MODELS,
     "probe": MODELS | {"ppo", "dynamics"},  # fresh roll-outs; coefficients and tables

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from po_dynamics.errors import InputError
-from po_dynamics.evaluation import judge
+from po_dynamics.evaluation import alpaca, judge
+from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.world import judge as world_judge
 from po_dynamics.world.gold import gold_reward
 
@@ -60,7 +61,7 @@ def test_preferences_match_an_independent_computation_in_both_orders(tmp_path, c
     assert result["step"].tolist() == [20] * 6 + [10] * 6 + [0] * 6  # the order of the responses
     assert set(expected) == {0.0, 0.5, 1.0}
     pd.testing.assert_frame_equal(pd.read_parquet(paths[2]), result)
-    assert len(list(tmp_path.glob("*.json"))) == cache
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(path.name for path in paths)
 
 
 def test_position_bias_is_exposed_by_the_two_orders(tmp_path):
@@ -68,6 +69,35 @@ def test_position_bias_is_exposed_by_the_two_orders(tmp_path):
     result = judge.judge_responses(*paths, make_judge(tmp_path, "always_first"))
     assert (result["preference"] == 0).all()
     assert (result["preference_swapped"] == 1).all()
+
+
+def test_one_random_order_is_alpaca_evals_and_asks_half_as_often(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
+    prompts, ours, theirs = [f"{PROMPTS[0]} {i}" for i in range(40)], ["long"] * 40, ["base"] * 20 + ["b"] * 20
+    paths = write(tmp_path, table({1: ours}, prompts), table({0: theirs}, prompts))
+    result = judge.judge_responses(*paths, make_judge(tmp_path, "longer"), order="random")
+    assert len((tmp_path / "calls").read_text().splitlines()) == 40
+    with alpaca.alpaca_eval():
+        from alpaca_eval.processors import RandomSwitchTwoColumnsProcessor
+    processor = RandomSwitchTwoColumnsProcessor(
+        two_columns_to_switch=["output_1", "output_2"],
+        random_seed_columns=["instruction"],
+        _switch_column="is_switched_outputs",
+        seed=0,
+    )
+    shown = processor.preprocess(pd.DataFrame({"instruction": prompts, "output_1": theirs, "output_2": ours}))
+    first = shown["is_switched_outputs"]
+    assert 10 < first.sum() < 30
+    assert (result["preference"].isna() == first).all()
+    assert (result["preference_swapped"].isna() == ~first).all()
+    assert result[["preference", "preference_swapped"]].mean(axis=1).tolist() == [0.5] * 20 + [1.0] * 20
+
+
+def test_a_missing_verdict_in_one_order_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")
+    paths = write(tmp_path, table({1: OUTPUTS[::-1]}), table({0: OUTPUTS}))
+    with pytest.raises(InputError, match="1 of 6 judgements are missing"):
+        judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"), order="random")
 
 
 def test_the_judge_sees_the_texts_as_they_are(tmp_path, monkeypatch):
@@ -94,9 +124,27 @@ def test_missing_judgements_fail_and_only_they_are_asked_again(tmp_path, monkeyp
     result = judge.judge_responses(*paths, directory)
     assert result.notna().all(axis=None)
     assert len((tmp_path / "calls").read_text().splitlines()) == 4
-    (tmp_path / "calls").unlink()
-    judge.judge_responses(*paths, directory)
-    assert not (tmp_path / "calls").exists()  # everything was in the cache
+    assert not list(tmp_path.glob("*.jsonl"))  # nothing is left behind
+
+
+def test_a_few_missing_judgements_are_null_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")
+    paths = write(tmp_path, table({1: OUTPUTS[::-1], 2: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    result = judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"), Calls(max_missing=0.2))
+    assert result["preference"].isna().tolist() == [i % 6 == 2 for i in range(12)]
+    assert set(result["preference"].dropna()) == {0.0, 1.0}
+
+
+def test_a_reply_that_cannot_be_read_is_kept_and_said_to_be(tmp_path, monkeypatch):
+    """It was paid for, and a judge at temperature 0 would say the same."""
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")
+    monkeypatch.setenv("JUDGE_MUMBLES", "hm")
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
+    paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"2 of 12 judgements are missing .*annotations\.ledger\.jsonl"):
+            judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"))
+    assert len((tmp_path / "calls").read_text().splitlines()) == 12
 
 
 def test_a_judge_that_never_answers_fails_with_counts(tmp_path, monkeypatch):
@@ -106,22 +154,15 @@ def test_a_judge_that_never_answers_fails_with_counts(tmp_path, monkeypatch):
         judge.judge_responses(*paths, make_judge(tmp_path, "silent_on_bad"))
 
 
-def test_another_judge_never_reads_the_cache(tmp_path):
+def test_another_judge_never_reads_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_CALLS", str(tmp_path / "calls"))
     paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
-    directory = make_judge(tmp_path, "longer")
-    assert (judge.judge_responses(*paths, directory)["preference"] == 1).all()
-    make_judge(tmp_path, "always_first")  # the same name and place, another configuration
-    assert (judge.judge_responses(*paths, directory)["preference"] == 0).all()
-
-
-def test_a_cache_that_was_cut_off_is_an_error_with_a_way_out(tmp_path):
-    paths = write(tmp_path, table({1: [o + "." for o in OUTPUTS]}), table({0: OUTPUTS}))
-    directory = make_judge(tmp_path, "longer")
-    judge.judge_responses(*paths, directory)
-    (cache,) = tmp_path.glob("*.json")
-    cache.write_text(cache.read_text()[:100])
-    with pytest.raises(InputError, match=r"cache.*delete it"):
+    directory = make_judge(tmp_path, "silent_on_bad")
+    monkeypatch.setenv("JUDGE_SILENT", "Quote")  # so that the ledger stays
+    with pytest.raises(InputError, match="missing"):
         judge.judge_responses(*paths, directory)
+    make_judge(tmp_path, "always_first", "fake")  # the same name and place, another function
+    assert (judge.judge_responses(*paths, directory)["preference"] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -157,12 +198,7 @@ def test_unusable_judges(tmp_path):
     with (directory / "configs.yaml").open("a") as file:
         file.write("second: {}\n")
     with pytest.raises(InputError, match="exactly one annotator"):
-        judge.find_judge(directory)
-
-
-def test_shipped_annotators_are_found():
-    assert judge.find_judge("weighted_alpaca_eval_gpt4_turbo").encoding == "text"
-    assert judge.find_judge("gold").directory == judge.JUDGES / "gold"
+        judge.judge_responses(*paths, directory)
 
 
 def test_gold_judge_prefers_the_higher_reward(tmp_path, monkeypatch):
@@ -174,7 +210,7 @@ def test_gold_judge_prefers_the_higher_reward(tmp_path, monkeypatch):
     expected = [length_preference(a, b) for a, b in zip(OUTPUTS[::-1], OUTPUTS, strict=True)]
     for column in ("preference", "preference_swapped"):
         assert result[column].tolist() == [*expected, *[0.0] * 12]  # cut off: worse even with the same text
-    assert not list(tmp_path.glob("*.json"))
+    assert not [*tmp_path.glob("*.json"), *tmp_path.glob("*.jsonl")]
 
 
 def test_gold_judge_agrees_with_the_gold_reward(tmp_path):

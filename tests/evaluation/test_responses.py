@@ -56,6 +56,20 @@ def test_stops_when_all_have_ended(monkeypatch):
     assert len(calls) == 1
 
 
+def test_long_prompts_make_smaller_batches(monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 40)
+    assert evaluation.fitting_rows([[5] * 12, [5]], 8, 64) == 2  # 20 tokens each
+    assert evaluation.fitting_rows([[5] * 12, [5]], 8, 1) == 1
+    assert evaluation.fitting_rows([[5] * 100], 8, 64) == 1
+    model, sizes = biased(toy.tiny_model(), -1e3), []
+    decode = evaluation.greedy
+    monkeypatch.setattr(
+        evaluation, "greedy", lambda m, batch, *rest: sizes.append(len(batch)) or decode(m, batch, *rest)
+    )
+    evaluation.greedy_responses(model, toy.tiny_tokenizer(), [[5] * 12, *([[6]] * 4)], 8)
+    assert sizes == [2, 2, 1]
+
+
 def test_room_in_the_context():
     model, tokenizer = toy.tiny_model(max_length=16), toy.tiny_tokenizer()
     responses = evaluation.greedy_responses(biased(model, -1e3), tokenizer, [[5] * 12, [6] * 2], 8, batch_size=1)

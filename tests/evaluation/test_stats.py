@@ -29,6 +29,7 @@ def outcomes_of(rates, n=200, seeds=(0,), run="dpo", model="m", seed=0):
                 | {"preference": wins.astype(float), "preference_swapped": wins.astype(float)}
                 | {
                     "outcome": wins.astype(float),
+                    "length_difference": 0.0,
                     "n_tokens": 10 + step,
                     "kl": 0.1 * step,
                     "reward": 1.0,
@@ -45,11 +46,13 @@ def i0(n):
 
 @pytest.fixture
 def folder(tmp_path):
-    def write(name, responses, annotations):
-        paths = tmp_path / f"{name}-r.parquet", tmp_path / f"{name}-a.parquet"
-        responses.to_parquet(paths[0])
-        annotations.to_parquet(paths[1])
-        return {"model": "m", "run": "dpo", "seed": 0, "responses": paths[0], "annotations": paths[1]}
+    def write(name, responses, annotations, baseline=("a", "four")):
+        names = ("responses", "annotations", "baseline")
+        paths = {table: tmp_path / f"{name}-{table}.parquet" for table in names}
+        responses.to_parquet(paths["responses"])
+        annotations.to_parquet(paths["annotations"])
+        pd.DataFrame([baseline], columns=["id", "response"]).to_parquet(paths["baseline"])
+        return {"model": "m", "run": "dpo", "seed": 0, **paths}
 
     return write
 
@@ -57,10 +60,12 @@ def folder(tmp_path):
 def test_load_outcomes_joins_on_step_and_id(folder):
     responses = pd.DataFrame(
         {"step": [0, 1], "id": ["a", "a"], "n_tokens": [3, 4], "kl": 0.0, "reward": 1.0, "degenerate": False}
+        | {"response": ["four", "longer"]}
     )
     annotations = pd.DataFrame({"step": [1, 0], "id": "a", "preference": [1.0, 0.5], "preference_swapped": [0.5, 0.5]})
     table = stats.load_outcomes([folder("x", responses, annotations)])
     assert table[["step", "outcome", "n_tokens"]].to_numpy().tolist() == [[0, 0.5, 3], [1, 0.75, 4]]
+    assert table["length_difference"].tolist() == [0, 2]
     with pytest.raises(InputError, match="1 responses are not in both"):
         stats.load_outcomes([folder("y", responses, annotations[:1])])
     with pytest.raises(InputError, match=r"2 preferences are not in \[0, 1\]"):
@@ -79,7 +84,9 @@ def test_win_rates_are_means_with_units(folder):
     rates = stats.win_rates(table, "gold")
     assert list(rates) == [
         *("model", "run", "seed", "step", "judge", "win_rate", "low", "high", "n", "n_missing"),
-        *("order_consistency", "mean_length", "kl_to_sft", "mean_reward", "degenerate"),
+        *("order_consistency", "mean_length", "kl_to_sft", "mean_reward", "degenerate", "first_slot"),
+        *("length_difference", "length_controlled", "length_controlled_low", "length_controlled_high"),
+        "length_extrapolates",
     ]
     first = rates.iloc[0]
     assert (first["n"], first["n_missing"]) == (47, 3)
@@ -90,6 +97,29 @@ def test_win_rates_are_means_with_units(folder):
     assert (rates["high"] > rates["win_rate"]).all()
     shuffled = stats.win_rates(table.sample(frac=1, random_state=1), "gold")
     pd.testing.assert_frame_equal(shuffled, rates)
+
+
+def test_one_order_is_enough_where_no_pair_was_asked_in_both(folder):
+    """A folder that was judged in one random order per prompt; in one judged in both, half a verdict is none."""
+    columns = {"n_tokens": 3, "kl": 0.0, "reward": 1.0, "degenerate": False, "response": "four"}
+    responses = pd.DataFrame({"step": 0, "id": list("abc"), **columns})
+    orders = {"preference": [1.0, np.nan, np.nan], "preference_swapped": [np.nan, 0.25, np.nan]}
+    annotations = pd.DataFrame({"step": 0, "id": list("abc"), **orders})
+    table = stats.load_outcomes([folder("one", responses, annotations)])
+    assert table["outcome"].fillna(-1).tolist() == [1, 0.25, -1]
+    rates = stats.win_rates(table, "gold").iloc[0]
+    assert (rates["win_rate"], rates["n"], rates["n_missing"]) == (62.5, 2, 1)
+    assert np.isnan(rates["order_consistency"])
+    assert rates["first_slot"] == pytest.approx(100 * (0.25 + 0) / 2)  # the candidate's 0.25, the baseline's 0
+    annotations["preference_swapped"] = 1.0
+    table = stats.load_outcomes([folder("both", responses, annotations)])
+    assert table["outcome"].fillna(-1).tolist() == [1, -1, -1]
+
+
+def test_a_judge_of_places_gives_one_half_and_is_seen():
+    table = outcomes_of({10: 0.8}, n=50).assign(preference=0.0, preference_swapped=1.0, outcome=0.5)
+    rates = stats.win_rates(table, "always_first").iloc[0]
+    assert rates[["win_rate", "order_consistency", "first_slot"]].tolist() == [50, 0, 100]
 
 
 def test_interval_agrees_with_the_normal_approximation_and_covers():

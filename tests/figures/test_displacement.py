@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import synthetic
-from po_dynamics.figures.displacement import explained
+from po_dynamics.figures.report.displacement import explained
 
 HELD = {"held_and_did": 200, "held_only": 50, "did_only": 100, "neither": 250, "share_right": 0.75, "base_rate": 0.5}
 

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import synthetic
+from po_dynamics.dynamics.observables.resolution import resolution
 from po_dynamics.figures import registry
 from po_dynamics.figures.registry import FIGURES, Drawing, Figure, drawings
 
 
-def run(name, family, probe=True, model="m", target=False):
-    return SimpleNamespace(name=name, model=model, family=family, probe=probe, target=target)
+def run(name, family, *final_sets, model="m", target=False):
+    return SimpleNamespace(name=name, model=model, family=family, final_sets=final_sets, target=target)
 
 
 def test_each_run_has_the_figures_that_concern_it(monkeypatch):
@@ -28,27 +29,25 @@ def test_each_run_has_the_figures_that_concern_it(monkeypatch):
     )
     monkeypatch.setattr(registry, "FIGURES", figures)
     runs = [
-        run("dpo", "offline"),
-        run("ppo", "online", target=True),
-        run("ipo", "offline", probe=False),
-        run("dpo", "offline", model="n"),
+        run("dpo", "offline", "heldout", "train"),
+        run("ppo", "online", "heldout", target=True),
+        run("ipo", "offline"),
+        run("dpo", "offline", "heldout", model="n"),
     ]
-    found = drawings(runs, {"offline": ["heldout", "train"], "online": ["heldout"]})
+    found = drawings(runs)
     assert {file for model, file in found if model == "m"} == {
         *("all_dpo", "all_ppo", "all_ipo", "one", "probed_dpo", "probed_ppo", "offline_dpo", "online_ppo"),
         "target",
     }
-    assert [file for model, file in found if model == "n"] == ["all_dpo", "one", "probed_dpo", "offline_dpo"]
+    assert [file for model, file in found if model == "n"] == ["all_dpo", "one", "probed_dpo"]
     assert all((drawing.model, drawing.file) == key for key, drawing in found.items())
-    held_out_only = drawings(runs, {"offline": ["heldout"], "online": ["heldout"]})
-    assert {file for _, file in found} - {file for _, file in held_out_only} == {"offline_dpo"}
 
 
 def test_the_papers_figures_are_of_the_runs_that_they_are_about():
-    found = drawings([run("dpo", "offline"), run("ppo", "online")], {"offline": ["heldout", "train"], "online": []})
+    found = drawings([run("dpo", "offline", "heldout", "train"), run("ppo", "online")])
     papers = {file for _, file in found if file.startswith("figure_")}
     assert papers == {"figure_1_dpo", "figure_4", "figure_7_dpo"}
-    found = drawings([run("dpo", "offline"), run("ppo", "online")], {"offline": [], "online": ["heldout"]})
+    found = drawings([run("dpo", "offline"), run("ppo", "online", "heldout")])
     papers = {file for _, file in found if file.startswith("figure_")}
     assert papers == {"figure_2_ppo", "figure_3_ppo", "figure_4"}
 
@@ -68,9 +67,9 @@ def test_a_figures_function_takes_its_tables_and_arguments_by_name(figure):
 
 
 def test_a_drawing_is_made_of_tables_by_name(tmp_path):
-    found = drawings([run("dpo", "offline", model="menagerie")], {"offline": ["heldout"]})
+    found = drawings([run("dpo", "offline", "heldout", model="menagerie")])
     tables = {
-        "figure_1_dpo": {"dynamics": synthetic.dynamics()},
+        "figure_1_dpo": {"dynamics": synthetic.dynamics(), "resolution": resolution(synthetic.dynamics())},
         "figure_4": {"win_rates": synthetic.win_rates()},
         "displacement_dpo": {"displacement": synthetic.displacement()[0]},
         "training_dpo": {"training": synthetic.training()},
@@ -83,5 +82,5 @@ def test_a_drawing_is_made_of_tables_by_name(tmp_path):
 
 def test_drawing_needs_no_torch():
     modules = sorted({Drawing(figure, "m").function.partition(":")[0] for figure in FIGURES})
-    code = f"import sys, po_dynamics.figures.report, {', '.join(modules)}; assert 'torch' not in sys.modules"
+    code = f"import sys, po_dynamics.figures.report.page, {', '.join(modules)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,15 +3,16 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
-from po_dynamics.figures import report
 from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.displacement import draw_displacement
 from po_dynamics.figures.plots.training import draw_training
+from po_dynamics.figures.report import page as report
 
 RUNS = synthetic.RUNS
 
@@ -233,6 +234,34 @@ def test_one_seed_a_side_yields_no_p_and_nothing_in_bold(inputs, tmp_path):
     assert "these two models" in page.text
     assert not re.search(r", p (<|0|1)", page.text)
     assert "finds in four cases of five" not in page.text
+
+
+def test_the_judge_has_a_section(inputs, tmp_path):
+    """A judge with half a taste for places, gaps in its verdicts, and a run that it always prefers."""
+    outcomes = synthetic.trainings({"dpo": [0.6], "cdpo": [1.0]}, n=200)
+    outcomes.loc[outcomes["id"] == "p0", ["preference", "preference_swapped", "outcome"]] = np.nan
+    outcomes.loc[outcomes["id"].isin([f"p{i}" for i in range(1, 101)]), ["preference", "preference_swapped"]] = 0.0, 1.0
+    page = Page(report_of(inputs, tmp_path, outcomes, {name: RUNS[name] for name in ("dpo", "cdpo")}))
+    rates = pd.read_csv(tmp_path / "win_rates.csv")
+    consistency, first = rates["order_consistency"], rates["first_slot"]
+    row = f"gold menagerie 4 0.50 % {consistency.mean():.1f} at least {consistency.min():.1f}"
+    assert f"{row} {first.mean():.1f} {first.min():.1f} to {first.max():.1f} 1 of 4" in page.text
+    assert 70 < first.mean() < 80
+    assert "Its report card" not in page.text
+    controlled = pd.read_csv(tmp_path / "results.csv").set_index("run")["length_controlled"]
+    assert f"{controlled['dpo']:.1f} +5 characters" in page.text
+    assert "100.0 † +5 characters" in page.text.replace("100.0†", "100.0 †")
+
+
+def test_the_judges_report_card_shows_what_was_measured(inputs, tmp_path):
+    rows = [("accuracy", 0.8123, 0.79, 0.83, 1200), ("self_consistency", np.nan, np.nan, np.nan, 0)]
+    card = tmp_path / "judge_card.csv"
+    pd.DataFrame(rows, columns=["mark", "value", "low", "high", "n"]).to_csv(card, index=False)
+    report.write_report(tmp_path / "report.html", report.Contents(**inputs, judge_card=card))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "accuracy 0.812 0.790 to 0.830 1,200" in page.text
+    assert "self consistency" not in page.text
+    assert "judge_card.csv" in page.links
 
 
 def test_five_seeds_a_side_have_p_and_the_parents_spread_beside_it(inputs, tmp_path):

@@ -5,29 +5,44 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from po_dynamics.errors import InputError
 from po_dynamics.harness import config as configuration
+from po_dynamics.objectives.registry import SPECIAL_CASES, bind, canonical
+from po_dynamics.objectives.tokens import Tokens
 from po_dynamics.ppo.division import group_size
 from po_dynamics.settings.online import Online
 from pydantic import create_model
+from snakemake.utils import update_config
 
 ROOT = Path(__file__).parents[2]
 
 
+SHIPPED = sorted(file.stem for file in (ROOT / "config").glob("*.yaml"))
+
+
+def shipped(name):
+    """A configuration of config/; what is called paper-… is merged over the paper's, as Snakemake does it."""
+    merged = {}
+    for stem in ("paper", name) if name.startswith("paper-") else (name,):
+        update_config(merged, yaml.safe_load((ROOT / f"config/{stem}.yaml").read_text()))
+    return merged
+
+
 @pytest.fixture
 def demo():
-    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return shipped("config")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_shipped_configurations_are_valid(file):
-    experiment = configuration.load(yaml.safe_load(file.read_text()))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configurations_are_valid(name):
+    experiment = configuration.load(shipped(name))
     assert all(run.steps for run in experiment.runs.values())
 
 
 def test_paper_states_the_papers_settings():
-    paper = configuration.load(yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
+    paper = configuration.load(shipped("paper"))
     assert set(paper.config["models"]) == {"pythia-2.8b", "qwen3-1.7b", "llama3-8b"}
     pythia = paper.runs["pythia-2.8b", "dpo"]
     assert (pythia.objective.parameters["beta"], pythia.settings["batch_size"], pythia.settings["learning_rate"]) == (
@@ -45,10 +60,59 @@ def test_paper_states_the_papers_settings():
     assert len(paper.runs["qwen3-1.7b", "ppo"].seeds) == 5
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_trainers_take_the_settings_of_shipped_runs(file):
-    runs = configuration.load(yaml.safe_load(file.read_text())).runs.values()
-    assert {run.family for run in runs} == {"offline", "online"}
+def test_paper_has_no_penalty_and_no_scale_that_the_paper_has_not():
+    paper = configuration.load(shipped("paper"))
+    for model in paper.config["models"].values():
+        assert model["reward"]["normalise"] is False
+    online = [run.settings for run in paper.runs.values() if run.family == "online"]
+    assert {settings["missing_eos_penalty"] for settings in online} == {None}
+    assert {(s["value_coefficient"], s["adam_epsilon"], s["kl_coefficient"]) for s in online} == {(0.1, 1e-8, 0.05)}
+
+
+def test_paper_probes_what_the_paper_probes():
+    """Figures 1, 2, 3, 7b, 8 and 10: DPO and PPO of Pythia and Qwen, DPO without SFT; training prompts for 7b alone."""
+    runs = configuration.load(shipped("paper")).runs
+    probed = {key: run.final_sets for key, run in runs.items() if run.final_sets}
+    assert probed == {
+        ("pythia-2.8b", "dpo"): ("heldout", "train"),
+        ("qwen3-1.7b", "dpo"): ("heldout",),
+        ("pythia-2.8b", "ppo"): ("heldout",),
+        ("qwen3-1.7b", "ppo"): ("heldout",),
+        ("pythia-2.8b", "dpo_no_sft"): ("heldout",),
+    }
+
+
+def test_two_epochs_keep_the_proportions_of_the_figures():
+    figures, text = (configuration.load(shipped(name)) for name in ("paper", "paper-two-epochs"))
+    assert {model for model, _ in text.runs} == {"pythia-2.8b"}
+    assert {run.family for run in text.runs.values()} == {"offline"}
+    share = 3820 / 9000
+    for run in ("dpo", "dpo_no_pos"):
+        expected = [round(share * step) for step in figures.runs["pythia-2.8b", run].steps]
+        assert text.runs["pythia-2.8b", run].steps == expected
+    schedules = [
+        sorted(
+            (run.objective.parameters["t1"], run.objective.parameters["t2"])
+            for (model, _), run in experiment.runs.items()
+            if (model, run.objective.name) == ("pythia-2.8b", "cdpo")
+        )
+        for experiment in (figures, text)
+    ]
+    assert schedules[1] == [(round(share * t1), round(share * t2)) for t1, t2 in schedules[0]]
+    assert figures.config["models"]["pythia-2.8b"]["sft"] == text.config["models"]["pythia-2.8b"]["sft"]
+
+
+def test_both_readings_of_qwen_can_be_named():
+    names = [
+        configuration.load(shipped(name)).config["models"]["qwen3-1.7b"]["base"]["name"]
+        for name in ("paper", "paper-qwen-base")
+    ]
+    assert names == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B-Base"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_trainers_take_the_settings_of_shipped_runs(name):
+    runs = configuration.load(shipped(name)).runs.values()
     for run in runs:
         settings = configuration.TRAINING[run.family].of(run.settings)
         assert settings.resolved() == run.settings
@@ -56,9 +120,9 @@ def test_trainers_take_the_settings_of_shipped_runs(file):
             group_size(settings, run.objective)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.stem)
-def test_resolved_configuration_is_json_and_resolves_to_itself(file):
-    config = configuration.load(yaml.safe_load(file.read_text())).config
+@pytest.mark.parametrize("name", SHIPPED)
+def test_resolved_configuration_is_json_and_resolves_to_itself(name):
+    config = configuration.load(shipped(name)).config
     assert configuration.load(json.loads(json.dumps(config))).config == config
     assert not [key for key in config if key.startswith("x-")]
 
@@ -74,11 +138,11 @@ def test_settings_of_a_run_are_defaults_model_and_overrides(demo):
     assert settings["checkpoints"] == [0, 25, 50, 125, 175, 250]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
-def test_all_runs_of_a_family_share_their_checkpoints(file):
+@pytest.mark.parametrize("name", SHIPPED)
+def test_all_runs_of_a_family_share_their_checkpoints(name):
     """Best checkpoints of runs with other grids do not compare."""
     grids = {}
-    for run in configuration.load(yaml.safe_load(file.read_text())).runs.values():
+    for run in configuration.load(shipped(name)).runs.values():
         grids.setdefault((run.model, run.family), set()).add(tuple(run.settings["checkpoints"]))
     assert {len(different) for different in grids.values()} == {1}
 
@@ -150,7 +214,7 @@ PUBLISHED = {"source": "hub"} | {
         ("models.menagerie.online.whiten_rewards", 1, r"whiten_rewards' is 1; it must be of type boolean"),
         ("models.menagerie.online.max_steps", True, r"max_steps' is True; it must be of type integer"),
         ("data", {"source": "hub", "sft": {"path": "a"}}, r"'data\.preferences' is missing"),
-        ("data", PUBLISHED, r"'evaluation\.judge' is 'gold'; it must be a judge of real text"),
+        ("data", PUBLISHED, r"'models\.menagerie\.base\.source' is 'world'; it must be hub, as data"),
         ("runs.dpo.training", {"batch_size": 64, "micro_batch_size": 48}, r"'runs\.dpo\.training\.batch_size' is 64"),
         ("runs.dpo.training", {"max_steps": 100}, r"'runs\.dpo\.training\.checkpoints' is 250; .* max_steps, 100"),
         ("runs.dpo.init", "stf", r"'runs\.dpo\.init' is 'stf'; it must be one of sft, base or of type object"),
@@ -165,6 +229,14 @@ PUBLISHED = {"source": "hub"} | {
         ("probe.batch_size", 3, r"'probe\.batch_size' is 3; it must be of type object"),
         ("probe.apart", ["TOT"], r"'probe\.apart' is unknown; allowed here: .*separate"),
         ("probe.samples.train", "many", r"'probe\.samples\.train' is 'many'; it must be of type integer"),
+        (
+            "runs.dpo.probe",
+            {"gpt": ["heldout"]},
+            r"'runs\.dpo\.probe' is 'gpt'; it must be by a model of .*: menagerie",
+        ),
+        ("runs.dpo.probe", {"menagerie": ["moon"]}, r"'runs\.dpo\.probe\.menagerie\.0' is 'moon'; .* heldout, train"),
+        ("runs.dpo.probe", "yes", r"'runs\.dpo\.probe' is 'yes'; it must be of type boolean or of type object"),
+        ("models.menagerie.reward.normalise", "no", r"reward\.normalise' is 'no'; it must be of type boolean"),
         ("runs.dpo.models", ["gpt"], r"'runs\.dpo\.models' is 'gpt'; it must be one of menagerie"),
         ("runs.dpo_no_pos.init", {"run": "nope", "step": 175}, r"nope.*run of the same family"),
         ("runs.dpo_no_pos.init", {"run": "dpo", "step": 170}, r"170.*checkpoint of dpo"),
@@ -221,7 +293,51 @@ def test_an_objective_that_needs_log_z_is_refused(demo, name):
     assert configuration.load(demo).runs["menagerie", "mine"].objective.needs == ("rewards",)
 
 
-def test_a_base_model_of_the_world_needs_its_data(demo):
-    demo |= {"data": PUBLISHED, "evaluation": {"judge": "mine"}}
-    with pytest.raises(InputError, match=r"'models\.menagerie\.base\.source' is 'world'; it must be hub, as data"):
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [
+        ({"objective": "dpo", "parameters": {"beta": 0.1}}, "dpo"),
+        ({"objective": "cppo_top", "parameters": {"lambda": 0.0}}, "ppo_no_top"),  # Eq. 33 at λ = 0
+        ({"objective": "ppo"}, "ppo"),  # ε by default, there stated
+        ({"objective": "hppo", "sweep": [{"t3": 5, "tau": 0.05}]}, "hppo_t3-5_tau-0.05"),
+    ],
+)
+def test_the_same_training_under_two_names_is_refused(demo, entry, other):
+    demo["runs"]["again"] = entry
+    with pytest.raises(InputError, match=rf"the runs '{other}' and 'again.*' of menagerie are the same training"):
+        configuration.load(demo)
+    demo["runs"]["again"] = entry | {"training": {"weight_decay": 0.5}}
+    assert ("menagerie", other) in configuration.load(demo).runs
+
+
+def test_objectives_that_are_a_special_case_have_its_coefficients():
+    """What `canonical` says of names is so of numbers."""
+    generator = torch.Generator().manual_seed(0)
+    logps_BT, old_BT, advantages_BT = torch.randn(3, 4, 50, generator=generator, dtype=torch.float64)
+    batch = Tokens(logps_BT, old_BT, advantages_BT, torch.ones(4, 50, dtype=torch.bool))
+    for name, (general, fixed) in SPECIAL_CASES.items():
+        one, other = bind(name, {"epsilon": 0.3})(batch, 7), bind(general, {"epsilon": 0.3, **fixed})(batch, 7)
+        assert torch.equal(one.coefficient_BT, other.coefficient_BT)
+        assert one.coefficient_BT.any()
+        assert canonical(bind(name, {})) == canonical(bind(general, fixed))
+
+
+def test_null_takes_a_run_or_a_model_away(demo):
+    demo["runs"]["ppo_no_top"] = None
+    demo["models"]["other"] = None
+    experiment = configuration.load(demo)
+    assert ("menagerie", "ppo_no_top") not in experiment.runs
+    assert list(experiment.config["models"]) == ["menagerie"]
+
+
+def test_probes_by_model_and_final_set(demo):
+    demo["runs"]["dpo"]["probe"] = {"menagerie": ["train"]}
+    demo["runs"]["ppo"]["probe"] = {}
+    runs = configuration.load(demo).runs
+    assert runs["menagerie", "dpo"].final_sets == ("train",)
+    assert runs["menagerie", "ppo"].final_sets == ()
+    demo["probe"]["final_sets"] = {"offline": ["heldout"]}
+    with pytest.raises(
+        InputError, match=r"'runs\.dpo\.probe\.menagerie' is 'train'; .* probe.final_sets.offline: held"
+    ):
         configuration.load(demo)

@@ -30,7 +30,9 @@ class Named(list):
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path, monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):  # put back afterwards, whatever the stage sets
+        monkeypatch.setenv(name, "0")
     return SimpleNamespace(
         rule="train_sft",
         threads=1,
@@ -69,6 +71,16 @@ def test_a_bug_leaves_its_traceback_in_the_log(job, tmp_path):
     with pytest.raises(ZeroDivisionError), stage(job):
         1 / 0  # noqa: B018
     assert "ZeroDivisionError" in (tmp_path / "job.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rule", "offline"),
+    [("train_sft", "1"), ("tokenise", "1"), ("download_published_reward", "0"), ("judge_responses", "0")],
+)
+def test_only_what_downloads_or_judges_reaches_the_hub(job, rule, offline):
+    job.rule = rule
+    with stage(job):
+        assert (os.environ["HF_HUB_OFFLINE"], os.environ["HF_DATASETS_OFFLINE"]) == (offline, offline)
 
 
 def test_launching_calls_the_function_with_paths(tmp_path):

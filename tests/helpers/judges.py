@@ -24,7 +24,7 @@ def always_first(prompts, **_):
 
 
 def silent_on_bad(prompts, **_):
-    """`longer`, but prompts with the word in $JUDGE_SILENT get no readable reply."""
-    word = os.environ.get("JUDGE_SILENT", "")
+    """`longer`, but prompts with the word in $JUDGE_SILENT get no reply, or $JUDGE_MUMBLES."""
+    word, mumbled = os.environ.get("JUDGE_SILENT", ""), os.environ.get("JUDGE_MUMBLES")
     replies = longer(prompts)["completions"]
-    return {"completions": ["?" if word and word in p else r for p, r in zip(prompts, replies, strict=True)]}
+    return {"completions": [mumbled if word and word in p else r for p, r in zip(prompts, replies, strict=True)]}

@@ -48,6 +48,12 @@ def dynamics(run="dpo", seeds=(0, 1), model="menagerie"):
                         "equal_weights": step == 0 and RUNS[run]["family"] == "offline",
                         "n_batches": 80 - seed,
                         "n_outliers": step % 7,
+                        "n_final_outliers": step % 3,
+                        "n_train": 480,
+                        "n_final": 360,
+                        "two_way": True,
+                        "resolved": bool(abs(g) > half),
+                        "samples_needed": float(np.ceil(480 * (half / g) ** 2)) if g else np.inf,
                     }
                 )
     return pd.DataFrame(rows)
@@ -113,6 +119,7 @@ def outcomes(model="menagerie", runs=RUNS, n=120):
                 preference = (rng.random(n) < rate).astype(float) if step or run == "base" else np.full(n, 0.5)
                 columns = {"model": model, "run": run, "seed": seed, "step": step, "id": [f"p{i}" for i in range(n)]}
                 columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                columns |= {"length_difference": np.arange(n) % 41 - 15}
                 columns |= {"n_tokens": 20, "kl": 0.02 * step, "reward": rate, "degenerate": False}
                 tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
@@ -128,6 +135,7 @@ def trainings(rates, model="menagerie", n=400, step=250):
             for at, preference in ((0, np.full(n, 0.5)), (step, wins)):
                 columns = {"model": model, "run": run, "seed": seed, "step": at, "id": [f"p{i}" for i in range(n)]}
                 columns |= {"preference": preference, "preference_swapped": preference, "outcome": preference}
+                columns |= {"length_difference": np.arange(n) % 41 - 15}
                 tables.append(pd.DataFrame(columns | {"n_tokens": 20, "kl": 1.0, "reward": 0.0, "degenerate": False}))
     return pd.concat(tables, ignore_index=True)
 

@@ -58,11 +58,18 @@ def ppo(folder: Path) -> None:
     from po_dynamics.ppo.train import train_online
     from po_dynamics.storage.sharding import is_sharded
 
-    save = ppo_state.save
+    save, place_frozen, frozen = ppo_state.save, ppo_state.place_frozen, []
+
+    def place(model: torch.nn.Module, accelerator: object) -> torch.nn.Module:
+        frozen.append(place_frozen(model, accelerator))  # type: ignore[arg-type]
+        return frozen[-1]
+
+    ppo_state.place_frozen = place
 
     def save_once(state: Path, learner: update.Learner, step: int, kl_coefficient: float) -> None:
         assert is_sharded(learner.policy)
         assert is_sharded(learner.critic)
+        assert [is_sharded(model) for model in frozen] == [True, True]  # the reward model and the reference
         save(state, learner, step, kl_coefficient)
         if step == 3 and not (folder / "interrupted").exists():
             torch.distributed.barrier()
@@ -73,6 +80,29 @@ def ppo(folder: Path) -> None:
     inputs = [folder.parent / name for name in ("policy", "reward", "preferences.arrow")]
     outputs = [folder / name for name in ("output", "log", "state")]
     train_online(*inputs, *outputs, bind("ppo", {"epsilon": 0.2}), tiny_ppo.SETTINGS, 0)
+
+
+def armorm(folder: Path) -> None:
+    """Scores of ArmoRM, whole and sharded; what a process has is written to `folder`."""
+    from accelerate import Accelerator
+    from po_dynamics.models import reward_models
+    from po_dynamics.ppo.state import place_frozen
+    from po_dynamics.storage.sharding import is_sharded
+
+    accelerator, placed = Accelerator(), []
+
+    def place(model: torch.nn.Module) -> torch.nn.Module:
+        placed.append(place_frozen(model, accelerator))
+        return placed[-1]
+
+    prompts = [[{"role": "user", "content": text}] for text in ("the fox", "owl", "a big bear")]
+    responses = ["is red", "blue", "likes fish and berries"]
+    scores = [
+        reward_models.load(folder.parent / "armorm", batch_size=2, place=how)(prompts, responses)
+        for how in (None, place)
+    ]
+    assert is_sharded(placed[0])
+    torch.save(scores, folder / f"scores-{accelerator.process_index}.pt")
 
 
 def offline(folder: Path) -> None:
@@ -137,5 +167,5 @@ if __name__ == "__main__":
     if what != "steps":
         shard_with_accelerate()
     torch.distributed.init_process_group("gloo")
-    {"steps": steps, "ppo": ppo, "offline": offline, "sft": sft, "reward": reward}[what](folder)
+    {"steps": steps, "ppo": ppo, "armorm": armorm, "offline": offline, "sft": sft, "reward": reward}[what](folder)
     torch.distributed.destroy_process_group()

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from po_dynamics.models.armorm import ArmoRM
 from toy import bos_tokenizer, tiny_model, write_preferences, write_tokens
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 tokenizer = bos_tokenizer
 SETTINGS: dict[str, Any] = {
@@ -49,3 +51,35 @@ def write_world(folder: Path) -> dict[str, Path]:
     (paths["reward"] / "normalisation.json").write_text(json.dumps({"mean": 0.4, "std": 1.7}))
     rows = write_preferences(folder / "preferences.parquet", 12, seed=2)
     return paths | {"prompts": write_tokens(rows, paths["policy"])}
+
+
+def armorm(folder: Path) -> ArmoRM:
+    """A random ArmoRM of the language, stored as the published one is."""
+    config = LlamaConfig(
+        vocab_size=26,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        pad_token_id=1,
+        num_objectives=5,
+        gating_hidden_dim=7,
+        gating_n_hidden=2,
+        gating_temperature=3.0,
+        gating_token_pattern=[4],
+    )
+    torch.manual_seed(0)
+    model = ArmoRM(config).eval()
+    with torch.no_grad():
+        model.reward_transform_matrix.copy_(torch.eye(5) + 0.3 * torch.randn(5, 5))
+        model.gating.logit_scale.fill_(1.3)
+        for layer in model.gating.layers:
+            layer.weight.normal_()
+            layer.bias.normal_()
+    model.save_pretrained(folder)
+    stored = json.loads((folder / "config.json").read_text())
+    stored["architectures"] = ["LlamaForRewardModelWithGating"]  # as published
+    (folder / "config.json").write_text(json.dumps(stored))
+    tokenizer().save_pretrained(folder)
+    return model

@@ -1,9 +1,13 @@
 """Loading with checks, hostile tokenizers, rendering of conversations."""
 
+import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import toy
@@ -254,6 +258,72 @@ def test_download_copies_a_local_folder(tmp_path):
     with pytest.raises(InputError, match="no weights"):
         hub.download_base({"name": str(folder)}, tmp_path / "base")
     assert (tmp_path / "base/model.safetensors").exists()
+
+
+def test_a_template_that_thinks_is_replaced(tmp_path):
+    """Qwen 3's writes its thoughts into answers, empty ones too, and a line break after EOS; ours has neither."""
+    tokenizer = byte_tokenizer(special="<|im_end|>", eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+        "{% if m['role'] == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+        "{% endif %}"
+    )
+    model = toy.tiny_model(vocab=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    prepare_tokenizer(tokenizer, model)
+    ids = [*encode_prompt(tokenizer, PROMPT), *encode_response(tokenizer, PROMPT, ANSWER)]
+    assert (
+        tokenizer.decode(ids)
+        == f"<|user|>\n{PROMPT[0]['content']}<|im_end|>\n<|assistant|>\n{ANSWER['content']}<|im_end|>"
+    )
+
+
+def test_a_download_records_its_checksum_and_is_held_to_it(tmp_path):
+    folder = toy.tiny_folder(tmp_path / "published")
+    hub.download_base({"name": str(folder)}, tmp_path / "base")
+    recorded = json.loads((tmp_path / "base/source.json").read_text())
+    sums = subprocess.run(
+        "sha256sum * | sha256sum",
+        shell=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert recorded == {"name": "published", "revision": None, "sha256": sums.stdout.split()[0]}
+    hub.download_base({"name": str(folder), "sha256": recorded["sha256"]}, tmp_path / "again")
+    (folder / "chat_template.jinja").write_text("other")
+    with pytest.raises(InputError, match=rf"published has the SHA-256 \w+, not {recorded['sha256']}: another version"):
+        hub.download_base({"name": str(folder), "sha256": recorded["sha256"]}, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_download_from_the_hub_is_of_the_revision_and_keeps_nothing_else(tmp_path, monkeypatch):
+    """The hub's client, replaced by one that serves a folder; an earlier attempt left a file behind."""
+    folder = toy.tiny_folder(tmp_path / "published")
+    asked = []
+
+    class Api:
+        def model_info(self, name, revision):
+            asked.append((name, revision))
+            return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=f.name) for f in folder.iterdir()])
+
+    def snapshot_download(name, revision, local_dir, **_):
+        asked.append((name, revision))
+        shutil.copytree(folder, local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    (tmp_path / ".base.partial").mkdir()
+    (tmp_path / ".base.partial/normalisation.json").write_text("{}")
+    hub.download_base({"name": "org/model", "revision": "v1"}, tmp_path / "base")
+    assert asked == [("org/model", "v1"), ("org/model", "c0ffee")]
+    recorded = json.loads((tmp_path / "base/source.json").read_text())
+    assert recorded == {"name": "org/model", "revision": "c0ffee", "sha256": hub.folder_sha256(folder)}
+    with pytest.raises(InputError, match="org/model has the SHA-256"):
+        hub.download_base({"name": "org/model", "sha256": 64 * "0"}, tmp_path / "other")
 
 
 @pytest.mark.parametrize("spare_rows", [0, 4])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -88,37 +87,6 @@ def test_critic_starts_at_the_normalised_score(world: dict[str, Path], tmp_path:
     assert (values[0][~batch.loss_mask_BT] == 0).all()
 
 
-def armorm(folder: Path) -> ArmoRM:
-    config = LlamaConfig(
-        vocab_size=26,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.3,
-        pad_token_id=1,
-        num_objectives=5,
-        gating_hidden_dim=7,
-        gating_n_hidden=2,
-        gating_temperature=3.0,
-        gating_token_pattern=[4],
-    )
-    torch.manual_seed(0)
-    model = ArmoRM(config).eval()
-    with torch.no_grad():
-        model.reward_transform_matrix.copy_(torch.eye(5) + 0.3 * torch.randn(5, 5))
-        model.gating.logit_scale.fill_(1.3)
-        for layer in model.gating.layers:
-            layer.weight.normal_()
-            layer.bias.normal_()
-    model.save_pretrained(folder)
-    stored = json.loads((folder / "config.json").read_text())
-    stored["architectures"] = ["LlamaForRewardModelWithGating"]  # as published
-    (folder / "config.json").write_text(json.dumps(stored))
-    tiny_ppo.tokenizer().save_pretrained(folder)
-    return model
-
-
 def reference_score(model: ArmoRM, ids: list[int]) -> float:
     """The published formula for one unpadded conversation, in plain loops."""
     weights = {name: value.double() for name, value in model.state_dict().items()}
@@ -139,7 +107,7 @@ def reference_score(model: ArmoRM, ids: list[int]) -> float:
 
 
 def test_armorm_is_the_published_formula(tmp_path: Path) -> None:
-    model = armorm(tmp_path)
+    model = tiny_ppo.armorm(tmp_path)
     found = reward_models.load(tmp_path, batch_size=3)(PROMPTS, RESPONSES)
     words = tiny_ppo.tokenizer()
     for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
@@ -150,7 +118,7 @@ def test_armorm_is_the_published_formula(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_armorm_is_refused(tmp_path: Path) -> None:
-    armorm(tmp_path)
+    tiny_ppo.armorm(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["gating.layers.1.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})

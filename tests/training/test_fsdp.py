@@ -13,6 +13,7 @@ import tiny_fsdp
 import tiny_offline
 import tiny_ppo
 import tiny_sft
+import torch
 import toy
 import yaml
 from accelerate.state import AcceleratorState
@@ -91,6 +92,16 @@ def test_ppo_sharded_and_interrupted(tmp_path: Path) -> None:
     assert largest_difference(tmp_path / "whole/output", tmp_path / "sharded/output") < 5e-5
     rows = [(tmp_path / name / "log").read_text().count("\n") for name in ("whole", "sharded")]
     assert rows == [5, 5]
+
+
+def test_a_sharded_published_reward_model_scores_as_the_whole_one(tmp_path: Path) -> None:
+    tiny_ppo.armorm(tmp_path / "armorm")
+    status, output = on_two_processes("armorm", tmp_path / "scores")
+    assert status == 0, output
+    for process in (0, 1):
+        whole, sharded = torch.load(tmp_path / f"scores/scores-{process}.pt")
+        torch.testing.assert_close(sharded, whole)
+        assert whole.std() > 1e-4
 
 
 def test_offline_sharded_and_interrupted(tmp_path: Path) -> None:

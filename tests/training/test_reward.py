@@ -15,11 +15,11 @@ from po_dynamics.data.order import ShuffledRows
 from po_dynamics.errors import InputError
 from po_dynamics.models import hub, reward_models
 from po_dynamics.models.batches import collate
-from po_dynamics.models.critic import Critic, final_values
+from po_dynamics.models.critic import Critic, final_values, read_normalisation
 from po_dynamics.models.loading import load_model
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.storage import state
-from po_dynamics.training import reward
+from po_dynamics.training import published_reward, reward
 
 SETTINGS = {
     "source": "train", "max_steps": 20, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-2, "save_every": 8,
@@ -185,3 +185,42 @@ def test_bad_input(inputs, tmp_path, damage, changes, message):
 def test_download_copies_a_local_folder(whole, tmp_path):
     hub.download({"source": "hub", "kind": "sequence_classification", "name": str(whole)}, tmp_path / "rm")
     assert toy.same_files(whole, tmp_path / "rm") == ["source.json"]
+
+
+def test_raw_scores_are_raw_wherever_the_model_is_from(inputs, whole, tmp_path):
+    """`normalise: false` of a trained model, and of a published one, even if it brings a normalisation."""
+    done = toy.in_child(lambda: train(inputs, tmp_path, normalise=False))
+    assert done == 0
+    hub.download_reward({"name": str(whole)}, tmp_path / "published")
+    assert read_normalisation(whole) != (0.0, 1.0)
+    rows = rows_of(inputs)[:6]
+    sequences, tokenizer = [row["chosen_ids"] for row in rows], load_tokenizer(whole)
+    raw = reward.scores(Critic.from_pretrained(whole).model, sequences, tokenizer.pad_token_id, 3)
+    prompts = [[{"role": "user", "content": ""}]] * 6
+    for folder in (tmp_path / "reward", tmp_path / "published"):
+        assert read_normalisation(folder) == (0.0, 1.0)
+        scores = reward_models.load(folder, tokenizer)(
+            prompts, [""] * 6, [ids[:-1] for ids in sequences], [ids[-1:] for ids in sequences]
+        )
+        torch.testing.assert_close(scores, raw)
+
+
+def test_a_published_model_gets_the_unit_of_a_trained_one(inputs, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(published_reward, "SAMPLES", 64)
+    law = {"micro_batch_size": 4, "temperature": 1.0, "top_p": 1.0, "max_prompt_length": 64, "max_new_tokens": 8}
+    hub.download_reward({"name": str(whole)}, tmp_path / "published")
+    paths = inputs / "sft", inputs / "preferences.arrow", tmp_path / "published"
+    published_reward.normalise_reward(*paths, tmp_path / "reward", law)
+    scale = json.loads((tmp_path / "reward/normalisation.json").read_text())
+    assert scale["n"] == 64
+    trained = json.loads((whole / "normalisation.json").read_text())  # of other prompts and lengths
+    assert scale["std"] == pytest.approx(trained["std"], rel=0.5)
+    assert read_normalisation(tmp_path / "published") == (0.0, 1.0)
+    tokenizer, prompts = load_tokenizer(whole), [[{"role": "user", "content": "the fox"}]]
+    raw, scaled = (
+        reward_models.load(tmp_path / name, tokenizer)(prompts, ["is red"]) for name in ("published", "reward")
+    )
+    torch.testing.assert_close(scaled, (raw - scale["mean"]) / scale["std"])
+    assert (tmp_path / "reward/model.safetensors").samefile(tmp_path / "published/model.safetensors")
+    with pytest.raises(InputError, match=r"none of .* prompts has at most 1 tokens"):
+        published_reward.normalise_reward(*paths, tmp_path / "none", law | {"max_prompt_length": 1})

@@ -60,6 +60,9 @@ EDITS = {
     ),
     "figure style": statement("figures/style.py"),
     "statistics": statement("evaluation/stats.py"),
+    "the client of remote judges": statement("judging/client.py"),
+    "another judge": replaced(CONFIGURATION, "judge: gold", "judge: openai"),
+    "what a judge may cost": replaced(CONFIGURATION, "judge: gold", "judge: gold, judging: {max_requests: 9}"),
     "a configuration default that is not used": replaced(
         PACKAGE / "settings/online.py", "kl_coefficient: NonNegative = 0.05", "kl_coefficient: NonNegative = 0.06"
     ),

@@ -57,7 +57,7 @@ def test_identities_hold_in_every_row_of_the_dynamics(results):
     keys = ["model", "run", "seed", "step", "final_set", "filtered"]
     whole = table[table["segment"] == "all"].set_index([*keys, "component"])["G"].unstack()
     scale = whole.abs().max(axis=1)
-    assert len(whole) == 2 * sum(len(run.steps) for run in RUNS if run.probe)  # filtered or not
+    assert len(whole) == 2 * sum(len(run.steps) for run in RUNS if run.final_sets)  # filtered or not
     assert ((whole["TOT"] - whole["POS"] - whole["NEG"]).abs() <= 1e-9 * scale).all()
     assert ((whole["TOT"] - whole["TOP"] - whole["MID"] - whole["BOT"]).abs() <= 1e-9 * scale).all()
     segments = table[(table["segment"] != "all") & table["component"].isin(["TOT", "POS", "NEG"])]
@@ -155,9 +155,12 @@ def test_a_wrong_configuration_is_one_line_and_changes_nothing(tmp_path, overrid
     assert not (directory / "results").exists()
 
 
-def test_the_papers_configuration_passes_a_dry_run(tmp_path):
+@pytest.mark.parametrize(("over", "trainings"), [([], 80), (["paper-two-epochs"], 11), (["paper-qwen-base"], 27)])
+def test_the_papers_configuration_passes_a_dry_run(tmp_path, over, trainings):
     directory = clone(tmp_path / "clone")
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--configfile", "config/paper.yaml"]
+    files = [f"config/{name}.yaml" for name in ("paper", *over)]
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--configfile", *files]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"train_online +\d\d", done.stdout + done.stderr)
+    planned = dict(re.findall(r"^(train_o\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert sum(map(int, planned.values())) == trainings

@@ -1,12 +1,14 @@
 """Configuration, inputs and the rule of staleness that every stage shares. Nothing heavy is imported here."""
 
 import functools
+import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
@@ -20,6 +22,7 @@ from po_dynamics.harness import config as configuration
 from po_dynamics.harness import content
 from po_dynamics.harness import resources as demand
 from po_dynamics.harness.fingerprint import fingerprint, module_fingerprint, objective_fingerprint
+from po_dynamics.settings.judging.directory import find_judge
 from po_dynamics.storage import layout
 
 # Snakemake compares a script by modification time, which a clone, a copy or `touch` changes, and does not see the
@@ -33,9 +36,10 @@ except InputError as error:
 
 CONFIG = EXPERIMENT.config  # the resolved configuration: with every default
 MODELS = CONFIG["models"]
+JUDGE = EXPERIMENT.judge
 RUNS = EXPERIMENT.runs
 DATA_SETS = ("sft", "preferences", "final_prompts", "eval_prompts")
-DRAWINGS = drawings(RUNS.values(), CONFIG["probe"]["final_sets"])  # by model and file name
+DRAWINGS = drawings(RUNS.values())  # by model and file name
 
 fingerprint_once = functools.cache(fingerprint)
 objective_fingerprint_once = functools.cache(objective_fingerprint)
@@ -71,8 +75,13 @@ def names(values):
 
 def needs(stage, resource):
     """`gpu`, `mem_mb` or `runtime` of a job: from the size of its model, or as the configuration says."""
-    memory = CONFIG.get("device_memory_gb") or demand.DEVICE_MEMORY
-    return lambda wildcards: demand.of(MODELS[wildcards.model], stage, memory)[resource]
+    devices = demand.Devices(CONFIG["device_memory_gb"], CONFIG["devices_per_node"])
+
+    def asked(wildcards):
+        settings = run_of(wildcards).settings if stage in ("offline", "online") else None
+        return demand.of(MODELS[wildcards.model], stage, devices, settings)[resource]
+
+    return asked
 
 
 def artefacts(**patterns):
@@ -182,7 +191,7 @@ def seeds(family=None, probed=None):
         (run.model, run.name, seed)
         for run in RUNS.values()
         for seed in run.seeds
-        if family in (None, run.family) and probed in (None, run.probe)
+        if family in (None, run.family) and probed in (None, bool(run.final_sets))
     ]
 
 
@@ -240,7 +249,7 @@ def probed(wildcards):
     return [
         of_experiment(layout.PROBE, model=model, run=run, seed=seed, final_set=final_set)
         for model, run, seed in seeds(probed=True)
-        for final_set in CONFIG["probe"]["final_sets"][RUNS[model, run].family]
+        for final_set in RUNS[model, run].final_sets
     ]
 
 
@@ -250,6 +259,30 @@ def evaluated(table):
         of_experiment(layout.EVALUATION + table, model=model, run=run, seed=seed, chunk=chunk)
         for model, run, seed in seeds()
         for chunk in range(len(EXPERIMENT.chunks(model, run)))
+    ]
+
+
+def baselines():
+    """The SFT models' responses, against which all others are judged."""
+    return [of_experiment(layout.STAGE_EVALUATION + layout.RESPONSES, model=model, stage="sft") for model in MODELS]
+
+
+def last_answers(wildcards):
+    """Responses of the last checkpoints of every run, and of the base and SFT models."""
+    stages = [
+        of_experiment(layout.STAGE_EVALUATION + layout.RESPONSES, model=model, stage=stage)
+        for model in MODELS
+        for stage in ("base", "sft")
+    ]
+    return stages + [
+        of_experiment(
+            layout.EVALUATION + layout.RESPONSES,
+            model=model,
+            run=run,
+            seed=seed,
+            chunk=len(EXPERIMENT.chunks(model, run)) - 1,
+        )
+        for model, run, seed in seeds()
     ]
 
 
@@ -273,8 +306,18 @@ def probing(function):
 
 
 def settings_of(part):
-    """The settings of one part of the job's model, without its size, which only resources follow from."""
-    return lambda wildcards: {key: value for key, value in MODELS[wildcards.model][part].items() if key != "parameters"}
+    """The settings of one part of the job's model."""
+    return lambda wildcards: MODELS[wildcards.model][part]
+
+
+def published(part):
+    """What decides what a download of a published model brings."""
+    return lambda wildcards: {key: MODELS[wildcards.model][part][key] for key in ("name", "revision", "sha256")}
+
+
+def content_of(part):
+    """What lies in a model that is not on the hub but here."""
+    return lambda wildcards: content.of_path(MODELS[wildcards.model][part]["name"])
 
 
 def described(run):
@@ -310,11 +353,35 @@ def told(wildcards):
 
 
 def judge_code(wildcards):
-    """Of the functions that the judge's configs.yaml names; "" if it names none."""
-    configuration = WORKFLOW / "judges" / JUDGE / "configs.yaml"
-    annotators = yaml.safe_load(configuration.read_text()) if configuration.exists() else {}
-    functions = [annotator.get("fn_completions", "") for annotator in annotators.values()]
-    return "".join(named_code(function) for function in functions if ":" in function)
+    return code_of_judge(JUDGE)
+
+
+def code_of_judge(judge):
+    """Of the judge's function; "" for a decoder of alpaca-eval."""
+    return named_code(judge.function) if ":" in judge.function else ""
+
+
+def judge_needs(resource, otherwise):
+    """`gpu`, `mem_mb` or `runtime` of a judging job, as the configuration says."""
+    stated = CONFIG["evaluation"]["judging"]["resources"][resource]
+    return otherwise if stated is None else stated
+
+
+# What waits for a judge that can be asked: whatever takes long, and judging itself.
+JUDGED_STAGES = {"pretrain_base", "train_sft", "train_reward", "train_offline", "train_online", "judge_responses"}
+
+
+def require_judge(jobs):
+    """Before the first job: one question to a judge that is a model, if there is anything to train or to judge.
+
+    In a process of its own, because alpaca-eval changes the environment of the process that imports it.
+    """
+    if not (JUDGE.remote or JUDGE.in_process) or JUDGED_STAGES.isdisjoint(job.rule.name for job in jobs):
+        return
+    evaluation = {"judge": CONFIG["evaluation"]["judge"], "judging": CONFIG["evaluation"]["judging"]}
+    command = [sys.executable, "-m", "po_dynamics.evaluation.preflight"]
+    if subprocess.run(command, input=json.dumps(evaluation), text=True).returncode:
+        raise WorkflowError("the judge cannot be asked; nothing was started")
 
 
 wildcard_constraints:

@@ -1,12 +1,14 @@
 """Base model, tokens, SFT model, preferences, reward model and reference log-probs: what all runs of a model share.
 
 REQUIRED INPUTS: data/.
-OUTPUTS: <model>/{base,sft,reward}/ (Hugging Face folders), tokens/{data_set}.arrow, preferences.parquet (of a world), reference/{init}.parquet, and, where a
-run's objective needs them, rewards.parquet of the pairs.
+OUTPUTS: <model>/{base,sft,reward,published_reward}/ (Hugging Face folders), tokens/{data_set}.arrow, preferences.parquet
+(of a world), reference/{init}.parquet, and, where a run's objective needs them, rewards.parquet of the pairs.
 """
 
 WORLD_MODELS = [name for name, model in MODELS.items() if model["base"]["source"] == "world"]
 TRAINED_REWARDS = [name for name, model in MODELS.items() if model["reward"]["source"] == "train"]
+PUBLISHED_REWARDS = set(MODELS) - set(TRAINED_REWARDS)
+NORMALISED_REWARDS = [name for name in PUBLISHED_REWARDS if MODELS[name]["reward"]["normalise"]]
 
 
 rule pretrain_base:
@@ -45,8 +47,8 @@ rule download_base:
         runtime=needs("download", "runtime"),
     params:
         code=code("download_base.py"),
-        settings=settings_of("base"),
-        content=lambda wildcards: content.of_path(MODELS[wildcards.model]["base"]["name"]),
+        settings=published("base"),
+        content=content_of("base"),
     script:
         "../scripts/download_base.py"
 
@@ -146,7 +148,7 @@ rule download_reward:
     log:
         f"{layout.MODEL_LOGS}/download_reward.log",
     wildcard_constraints:
-        model=names(set(MODELS) - set(TRAINED_REWARDS)),
+        model=names(PUBLISHED_REWARDS - set(NORMALISED_REWARDS)),
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -155,10 +157,47 @@ rule download_reward:
         runtime=needs("download", "runtime"),
     params:
         code=code("download_reward.py"),
-        settings=settings_of("reward"),
-        content=lambda wildcards: content.of_path(MODELS[wildcards.model]["reward"]["name"]),
+        settings=published("reward"),
+        content=content_of("reward"),
     script:
         "../scripts/download_reward.py"
+
+
+# A reward model whose scores are normalised is downloaded beside its place, and put there with its scale.
+use rule download_reward as download_published_reward with:
+    output:
+        model=directory(layout.PUBLISHED_REWARD),
+        provenance=layout.record(layout.PUBLISHED_REWARD),
+    log:
+        f"{layout.MODEL_LOGS}/download_published_reward.log",
+    wildcard_constraints:
+        model=names(NORMALISED_REWARDS),
+
+
+rule normalise_reward:
+    input:
+        unpack(artefacts(sft=layout.SFT, preferences=tokens("preferences"), published=layout.PUBLISHED_REWARD)),
+    output:
+        model=directory(layout.REWARD),
+        provenance=layout.record(layout.REWARD),
+    log:
+        f"{layout.MODEL_LOGS}/normalise_reward.log",
+    wildcard_constraints:
+        model=names(NORMALISED_REWARDS),
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        gpu=needs("generate", "gpu"),
+        mem_mb=needs("generate", "mem_mb"),
+        runtime=needs("generate", "runtime"),
+    params:
+        code=code("normalise_reward.py"),
+        settings=lambda wildcards: {
+            key: MODELS[wildcards.model]["online"][key]
+            for key in ("micro_batch_size", "temperature", "top_p", "max_prompt_length", "max_new_tokens")
+        },
+    script:
+        "../scripts/normalise_reward.py"
 
 
 rule compute_reference:

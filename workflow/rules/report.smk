@@ -14,6 +14,9 @@ TABLES = [
 DESCRIBED = {name: described(run) for (_, name), run in RUNS.items()}
 
 
+CARD_SHOWN = {"judge_card": f"{layout.TABLES}/judge_card.csv"} if CONFIG["evaluation"]["report_card"] else {}
+
+
 rule write_config:
     output:
         config=layout.CONFIGURATION,
@@ -40,6 +43,7 @@ rule tabulate_dynamics:
         entanglement=f"{layout.TABLES}/entanglement.parquet",
         prediction=f"{layout.TABLES}/prediction.parquet",
         rank_correlation=f"{layout.TABLES}/rank_correlation.parquet",
+        resolution=f"{layout.TABLES}/resolution.csv",
         displacement=f"{layout.TABLES}/displacement.csv",
         displacement_check=f"{layout.TABLES}/displacement_check.csv",
         provenance=layout.record(DYNAMICS),
@@ -55,7 +59,13 @@ rule tabulate_dynamics:
 
 rule tabulate_win_rates:
     input:
-        unpack(artefacts(annotations=evaluated(layout.ANNOTATIONS), responses=evaluated(layout.RESPONSES))),
+        unpack(
+            artefacts(
+                annotations=evaluated(layout.ANNOTATIONS),
+                responses=evaluated(layout.RESPONSES),
+                baselines=baselines(),
+            )
+        ),
     output:
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",
@@ -97,12 +107,14 @@ rule write_report:
         **BANDIT_SHOWN,
         **{f"data_{name}": table for name, table in DATA_TABLES.items()},
         **TARGET_SHOWN,
+        **CARD_SHOWN,
         template="workflow/report/report.html.j2",
         win_rates=WIN_RATES,
         results=f"{layout.TABLES}/results.csv",
         win_rates_record=layout.record(WIN_RATES),
         dynamics=ancient(DYNAMICS),
         dynamics_record=layout.record(DYNAMICS),
+        resolution=ancient(f"{layout.TABLES}/resolution.csv"),
         displacement=ancient(f"{layout.TABLES}/displacement.csv"),
         displacement_check=ancient(f"{layout.TABLES}/displacement_check.csv"),
         config=layout.CONFIGURATION,

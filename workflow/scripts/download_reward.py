@@ -5,6 +5,6 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.models.hub import download
+    from po_dynamics.models.hub import download_reward
 
-    download(snakemake.params.settings, Path(snakemake.output.model))
+    download_reward(snakemake.params.settings, Path(snakemake.output.model))

@@ -5,7 +5,7 @@ from po_dynamics.harness.job import stage
 with stage(snakemake):
     import pandas as pd
     from po_dynamics.dynamics import alignment, stored
-    from po_dynamics.dynamics.observables import displacement, distributions, logps, prediction
+    from po_dynamics.dynamics.observables import displacement, distributions, logps, prediction, resolution
 
     probes = [stored.load(keys, folder) for keys, folder in stored.steps_of(snakemake.input.probes)]
     table = alignment.tabulate(probes)
@@ -22,5 +22,6 @@ with stage(snakemake):
     }
     for name, result in results.items():
         result.to_parquet(snakemake.output[name], index=False)
+    resolution.resolution(table).to_csv(snakemake.output.resolution, index=False)
     displacement.displacement(probes).to_csv(snakemake.output.displacement, index=False)
     displacement.check(probes).to_csv(snakemake.output.displacement_check, index=False)

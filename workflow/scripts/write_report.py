@@ -6,7 +6,7 @@ from po_dynamics.harness.job import inputs_of, stage
 
 with stage(snakemake):
     import yaml
-    from po_dynamics.figures.report import Contents, DataTables, Displacement, ExactBandit, Target, write_report
+    from po_dynamics.figures.report.page import Contents, DataTables, Displacement, ExactBandit, Target, write_report
 
     inputs = inputs_of(snakemake)
 
@@ -24,8 +24,10 @@ with stage(snakemake):
         figures=inputs["figures"],
         tables=[inputs["dynamics"]],
         data=part(DataTables, "data"),
+        resolution=inputs["resolution"],
         displacement=Displacement(inputs["displacement"], inputs["displacement_check"]),
         bandit=part(ExactBandit, "bandit"),
         target=part(Target, "target"),
+        judge_card=inputs.get("judge_card"),
     )
     write_report(Path(snakemake.output.report), contents)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import synthetic
 from PIL import Image
+from po_dynamics.dynamics.observables.resolution import resolution
 from po_dynamics.errors import InputError
 from po_dynamics.figures import style
 from po_dynamics.figures.plots import alignment
@@ -17,11 +18,12 @@ from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.plots.win_rates import draw_win_rates
 
 RUNS = synthetic.RUNS
+KNOWN = resolution(pd.concat(map(synthetic.dynamics, ("dpo", "ppo"))))
 
 
 def draw_all(folder):
-    draw_alignment(synthetic.dynamics("dpo"), folder / "1.png", model="menagerie", run="dpo", runs=RUNS)
-    draw_alignment(synthetic.dynamics("ppo"), folder / "2.png", model="menagerie", run="ppo", runs=RUNS)
+    draw_alignment(synthetic.dynamics("dpo"), KNOWN, folder / "1.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_alignment(synthetic.dynamics("ppo"), KNOWN, folder / "2.png", model="menagerie", run="ppo", runs=RUNS)
     draw_advantages(synthetic.advantages(), folder / "3.png", model="menagerie", run="ppo", runs=RUNS)
     draw_win_rates(synthetic.win_rates(), folder / "4.png", model="menagerie", runs=RUNS)
     draw_training(synthetic.training(), folder / "5.png", model="menagerie", run="dpo", runs=RUNS)
@@ -87,7 +89,7 @@ def caption(path):
 
 def test_figures_are_written_twice_alike(drawn, tmp_path):
     assert {path.name for path in drawn.iterdir()} == {f"{i}.{kind}" for i in range(1, 6) for kind in ("pdf", "png")}
-    draw_alignment(synthetic.dynamics("dpo"), tmp_path / "1.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_alignment(synthetic.dynamics("dpo"), KNOWN, tmp_path / "1.png", model="menagerie", run="dpo", runs=RUNS)
     draw_training(synthetic.training(), tmp_path / "5.png", model="menagerie", run="dpo", runs=RUNS)
     for name in ("1.pdf", "1.png", "5.pdf", "5.png"):
         assert (tmp_path / name).read_bytes() == (drawn / name).read_bytes(), name
@@ -111,7 +113,9 @@ def test_captions_say_n_seeds_steps_intervals_and_what_would_contradict(drawn):
             "9 checkpoints",
             "2 seeds (0, 1)",
             "95 %",
-            "79 to 80 mini-batches",
+            "480 samples of D and 360 of D′",
+            "Hollow points: sign not known",
+            "TOT: known at",
             f"Figure {number} of version 1",
         ):
             assert part in text, part
@@ -125,6 +129,7 @@ def test_alignment_draws_the_means_and_every_interval(kept, tmp_path):
     others = [table.assign(G=99, **change) for change in ({"run": "x"}, {"final_set": "train"}, {"filtered": False})]
     draw_alignment(
         pd.concat([table, *others, table.assign(G=99, segment="bottom")]).sample(frac=1, random_state=0),
+        KNOWN,
         tmp_path / "x.png",
         model="menagerie",
         run="dpo",
@@ -140,17 +145,27 @@ def test_alignment_draws_the_means_and_every_interval(kept, tmp_path):
     assert {text.get_text() for ax in axes for text in ax.texts} == {"TOT", "POS", "NEG", "TOP", "MID", "BOT"}
 
 
+def test_points_are_hollow_where_a_seed_does_not_know_the_sign_or_seeds_disagree(kept, tmp_path):
+    table = synthetic.dynamics("ppo").assign(G=1.0, G_low=0.5, G_high=1.5, resolved=True)
+    step, seed = table["step"], table["seed"]
+    table.loc[(step == 12) & (seed == 1), "resolved"] = False
+    table.loc[(step == 30) & (seed == 0), ["G", "G_low", "G_high"]] = [-1.0, -1.5, -0.5]
+    draw_alignment(table, KNOWN, tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
+    hollow = [line for line in kept[0][0].axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[12, 30]]
+
+
 def test_groups_are_not_drawn_where_all_weights_are_equal(kept, tmp_path):
     table = synthetic.dynamics("dpo")
-    draw_alignment(table, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_alignment(table, KNOWN, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
     figure, _, _, text = kept[0]
     assert all(line.get_xdata()[0] == 0 for ax in figure.axes[:2] for line in ax.lines if len(line.get_xdata()) > 2)
-    groups = [line for line in figure.axes[2].lines if len(line.get_xdata()) > 2]
+    groups = [line for line in figure.axes[2].lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 2]
     assert [list(line.get_xdata()) for line in groups] == [synthetic.STEPS["offline"][1:]] * 9  # means and two seeds
     assert "(not at step 0, where all weights are equal)" in text
-    draw_alignment(table[table["step"] == 0], tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
+    draw_alignment(table[table["step"] == 0], KNOWN, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
     assert {text.get_text() for text in kept[1][0].axes[2].texts} == set()
-    draw_alignment(synthetic.dynamics("ppo"), tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
+    draw_alignment(synthetic.dynamics("ppo"), KNOWN, tmp_path / "x.png", model="menagerie", run="ppo", runs=RUNS)
     assert "not at step" not in kept[2][3]
 
 
@@ -229,14 +244,14 @@ def test_a_log_of_one_step_is_drawn(kept, tmp_path):
     ("call", "message"),
     [
         (
-            lambda out: draw_alignment(synthetic.dynamics(), out, model="x", run="dpo", runs=RUNS),
+            lambda out: draw_alignment(synthetic.dynamics(), KNOWN, out, model="x", run="dpo", runs=RUNS),
             "model = x; seen: menagerie",
         ),
         (
             lambda out: draw_alignment(
-                synthetic.dynamics(), out, model="menagerie", run="dpo", runs=RUNS, segment="top"
+                synthetic.dynamics(), KNOWN, out, model="menagerie", run="dpo", runs=RUNS, final_set="train"
             ),
-            "segment = top; seen: all",
+            "final_set = train; seen: heldout",
         ),
         (
             lambda out: draw_advantages(synthetic.dynamics()[["model"]], out, model="menagerie", run="dpo", runs=RUNS),

@@ -12,11 +12,15 @@ import pandas as pd
 
 from po_dynamics.dynamics import segments
 from po_dynamics.dynamics.alignment import Options, dynamics
+from po_dynamics.dynamics.observables.resolution import resolution
 from po_dynamics.dynamics.stored import find, load
 from po_dynamics.dynamics.tables import read_metadata
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import OBJECTIVES
 from po_dynamics.storage.atomic import atomic_file
+
+_HIDDEN = ["n_batches", "n_outliers", "n_final_outliers", "loss", "G_adamw", "equal_weights", "u_norm", "v_norm"]
+_HIDDEN += ["G_controlled", "G_controlled_low", "G_controlled_high", "share_positive", "sign_p"]
 
 
 def reslice(
@@ -84,12 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table = reslice(known.results, options, known.objective, parameters)
     except InputError as error:
         sys.exit(f"error: {error}")
+    if known.needed:
+        table = resolution(table)
     if known.output:
         with atomic_file(known.output) as temporary:
             table.to_csv(temporary, index=False) if known.output.suffix == ".csv" else table.to_parquet(temporary)
         return
-    hidden = ["n_batches", "loss", "G_adamw", "equal_weights", "v_norm"]
-    print(table.drop(columns=hidden).to_string(index=False, float_format="%.4g"))
+    print(table.drop(columns=_HIDDEN, errors="ignore").to_string(index=False, float_format="%.4g"))
 
 
 def _layers(keys: dict[str, Any], folder: Path, options: Options) -> pd.DataFrame:
@@ -112,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--segments", choices=["thirds", "layers"], default="thirds")
     parser.add_argument("--level", type=float, default=0.95, help="of the bootstrap intervals")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--needed", action="store_true", help="which signs are known, and how many samples the others would need"
+    )
     parser.add_argument("--output", type=Path, help="a .parquet or .csv file instead of the screen")
     return parser
 

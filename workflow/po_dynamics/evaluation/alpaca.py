@@ -7,19 +7,22 @@ import importlib
 import importlib.util
 import logging
 import os
+import random
 import re
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from po_dynamics.errors import InputError
-from po_dynamics.storage.atomic import atomic_file
+from po_dynamics.judging.prompts import without_turns
+
+Completions = Callable[..., dict[str, list[Any]]]
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def alpaca_eval() -> Iterator[types.ModuleType]:
     try:
         import alpaca_eval
 
-        root.setLevel(max(level, logging.ERROR))  # it sets INFO on import and reports every chunk
+        root.setLevel(max(level, logging.CRITICAL))  # it sets INFO, and logs every reply without verdict as a fault
         yield alpaca_eval
     finally:
         root.setLevel(level)
@@ -54,63 +57,100 @@ def _provide_pkg_resources() -> None:
     sys.modules["pkg_resources"] = stand_in
 
 
-@functools.cache
-def annotator_class() -> type:
-    """alpaca-eval's pairwise annotator without its known faults; built late because the import takes seconds."""
+def annotator_class(completions: Completions) -> type:
+    """alpaca-eval's pairwise annotator without its known faults, which asks `completions`, prompts to columns.
+
+    Built late, because the import takes seconds.
+    """
     from alpaca_eval.annotators import PairwiseAnnotator
 
     class Annotator(PairwiseAnnotator):
-        SingleAnnotator = _single_class()
+        SingleAnnotator = _single_class(completions)
         # Seeds the choice among several annotators, of which there is one here. The original, a list of columns, takes
         # nine tenths of the time of a fast judge.
         random_seed_keys = "instruction"
-        df_annotations: pd.DataFrame | None
-
-        def _apply_cached_annotations(self, df_to_annotate: pd.DataFrame) -> pd.DataFrame:
-            # The original fails on an empty cache when missing annotations are not stored.
-            return df_to_annotate if self.df_annotations is None else super()._apply_cached_annotations(df_to_annotate)
-
-        def load_(self, path: Path | None = None) -> None:
-            try:
-                super().load_(path)
-            except ValueError as error:
-                raise InputError(f"judge cache {path or self.caching_path}: {error}; delete it") from None
-            if (table := self.df_annotations) is not None:  # all whole numbers come back as integers, none as nothing
-                self.df_annotations = None if table.empty else table.astype({self.annotation_key: float})
-
-        def save(self, path: Path | None = None) -> None:
-            # The original writes onto the file itself: a kill leaves a cache that cannot be read.
-            if (target := path or self.caching_path) is not None:
-                with atomic_file(target) as temporary:
-                    super().save(temporary)
 
     return Annotator
 
 
-def _single_class() -> type:
+def _single_class(completions: Completions) -> type:
     """The part of the annotator that writes the prompts and asks."""
     from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
 
     class Single(SinglePairwiseAnnotator):
         def __init__(self, **config: Any) -> None:
+            asked = {"fn_completions": completions, "completions_kwargs": {}}  # which has its parameters
             config.pop("po_dynamics", None)
-            if ":" in (name := str(config.get("fn_completions"))):
-                config["fn_completions"] = _function(name)
-            super().__init__(**{**config, "is_randomize_output_order": False})  # we ask for both orders
+            super().__init__(**{**config, **asked, "is_randomize_output_order": False})  # we ask for both orders
 
         def _make_prompts(self, df_to_annotate: pd.DataFrame, prompt_template: str | None = None) -> tuple[list, Any]:
             if self.batch_size != 1:
                 return super()._make_prompts(df_to_annotate, prompt_template)
-            # One pass: the original would fill in the "{output_1}" of an instruction that happens to contain it.
             template, rows = prompt_template or self.prompt_template, df_to_annotate.to_dict("records")
-            return [re.sub(r"{([^ \s]+?)}", lambda m, r=row: str(r[m[1]]), template) for row in rows], df_to_annotate
+            return [fill(template, row) for row in rows], df_to_annotate
 
     return Single
 
 
-def _function(name: str) -> Callable[..., dict[str, list[Any]]]:
+def function(name: str) -> Callable[..., Any]:
+    """What `fn_completions` names: a "module:function", or a decoder of alpaca-eval."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        if attribute:
+            return getattr(importlib.import_module(module), attribute)
+        with alpaca_eval() as package:
+            return importlib.import_module(f"{package.__name__}.decoders").get_fn_completions(name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"judge: fn_completions is '{name}', which cannot be imported: {error}") from None
+
+
+# ----------------------------------------------------------------------------------------- the order of the two answers
+
+
+def asked_in(order: str, instructions: Sequence[str]) -> np.ndarray:
+    """(2, N): whether a pair is asked about with the candidate second, and with the candidate first.
+
+    Args:
+        order: "both", or "random" for one order per instruction, the one that alpaca-eval draws.
+        instructions: of the pairs.
+    """
+    if order == "both":
+        return np.ones((2, len(instructions)), dtype=bool)
+    first_N = np.array([candidate_first(instruction) for instruction in instructions], dtype=bool)
+    return np.stack([~first_N, first_N])
+
+
+def candidate_first(instruction: str, seed: int = 0) -> bool:
+    """Whether alpaca-eval with this seed (of its annotator) shows the candidate, its `output_2`, first.
+
+    The same for every candidate. `random.choices` with the string as seed is what its
+    `RandomSwitchTwoColumnsProcessor` does.
+    """
+    return random.Random(f"is_switched_outputs{instruction}{seed}").choices([False, True])[0]
+
+
+def where(asked_N: np.ndarray, pairs: pd.DataFrame, ask: Callable[[pd.DataFrame], np.ndarray]) -> np.ndarray:
+    """(N,): what `ask` says of the pairs that are to be asked about, NaN for the others."""
+    answers_N = np.full(len(pairs), np.nan)
+    if asked_N.any():
+        answers_N[asked_N] = ask(pairs[asked_N])
+    return answers_N
+
+
+def parser(annotator: Mapping[str, Any]) -> Callable[[Any], list[Any]]:
+    """The parser that an annotator's configuration names: what `completion_key` holds to a list of one preference."""
+    with alpaca_eval() as package:
+        parsers = importlib.import_module(f"{package.__name__}.completion_parsers")
+    name = str(annotator.get("fn_completion_parser"))
+    if not hasattr(parsers, name):
+        raise InputError(f"judge: fn_completion_parser is '{name}', which alpaca-eval does not have")
+    return functools.partial(getattr(parsers, name), **(annotator.get("completion_parser_kwargs") or {}))
+
+
+def fill(template: str, row: Mapping[Any, Any]) -> str:
+    """A prompt: the template with the cells of `row` in the place of the keys in braces, in one pass.
+
+    alpaca-eval itself would fill in the "{output_1}" of an instruction that happens to contain it.
+    """
+    shown = without_turns if "<|im_start|>" in template else str
+    return re.sub(r"{([^ \s]+?)}", lambda match: shown(str(row[match[1]])), template)

@@ -1,114 +1,99 @@
 """Judging through alpaca-eval: one thin adapter for every judge.
 
-A judge is an alpaca-eval annotator directory (`configs.yaml` and a template). Beyond what alpaca-eval reads there,
-`fn_completions` may name a function of ours as "module:function", and an optional mapping `po_dynamics` may set
-
-* `encoding: json`: instruction and outputs reach the template as JSON, an output as `[response, ended]`; otherwise as
-  plain text (default);
-* `cache: false`: do not keep the verdicts on disk while judging (for judges that cost nothing).
-
-Every pair is judged in both orders. alpaca-eval instead draws one order per prompt, which spreads a position bias over
-the prompts without showing it.
+What a judge is, `settings.judging.directory` says. Every pair is judged in both orders unless one is asked for.
+alpaca-eval draws one order per prompt, which spreads a position bias over the prompts without showing it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import alpaca
+from po_dynamics.judging.answers import Answers, in_chunks
+from po_dynamics.judging.ledger import Ledger
+from po_dynamics.settings.judging.calls import Calls
+from po_dynamics.settings.judging.directory import Judge, find_judge
 from po_dynamics.storage.parquet import read_table, write_frame
 
-JUDGES = Path(__file__).parents[2] / "judges"
-CHUNK = 64  # judgements between two writes of a cache: what a killed job has to ask for again
 _COLUMNS = ("step", "id", "instruction", "response", "ended")
+Completions = Callable[..., dict[str, list[Any]]]
 
 
-@dataclass(frozen=True)
-class Judge:
-    """An annotator directory, checked: its configuration and the adapter's own settings."""
-
-    directory: Path
-    name: str
-    encoding: str
-    cache: bool
-    digest: str  # of the configuration and the template: a cache of another judge is never read
-
-
-def judge_responses(responses: Path, baseline: Path, output: Path, judge: str | Path) -> pd.DataFrame:
-    """Compares every response with the baseline's response to the same prompt, in both orders.
+def judge_responses(
+    responses: Path,
+    baseline: Path,
+    output: Path,
+    judge: str | Path,
+    order: str = "both",
+    calls: Calls | None = None,
+    ledger: Path | None = None,
+    shared: Path | None = None,
+) -> pd.DataFrame:
+    """Compares every response with the baseline's response to the same prompt.
 
     Args:
         responses: `responses.parquet` of one run, all its steps.
         baseline: `responses.parquet` of the SFT model, one step, at least the same prompts.
         output: the annotations to write, atomically: `step, id, preference, preference_swapped`, in the order of
-            `responses`: the probability in [0, 1] that the candidate is preferred, shown second and shown first.
-            Identical outputs are a tie, 0.5, without asking the judge.
+            `responses`: the probability in [0, 1] that the candidate is preferred, shown second and shown first, null
+            where the judge gave no verdict. Identical outputs are a tie, 0.5, without asking the judge.
         judge: a directory with `configs.yaml`, the name of one in `workflow/judges/`, or one that alpaca-eval ships.
+        order: "both", or "random" for the one that alpaca-eval draws; the other is null then.
+        calls: how a judge that is a model is asked, and what that may cost.
+        ledger: where its answers are kept as they come (default: beside `output`). Those of a remote judge stay, for
+            they were paid for; those of others are deleted when all are there.
+        shared: folder of the ledgers of all jobs, which are read too.
 
     Returns:
         The table that was written.
 
     Raises:
-        InputError: for unusable tables or judges, and when a judgement is missing; the verdicts that a caching judge
-            did give stay beside `output`, so that the next attempt asks for the missing ones only.
+        InputError: for unusable tables or judges, and when more than `max_missing` of the judgements are missing; the
+            answers that came stay in the ledger, so that the next attempt asks for the missing ones only.
     """
-    chosen = find_judge(judge)
+    calls = calls or Calls()
+    chosen = find_judge(judge, calls)
     pairs = _pairs(_read(responses), _read(baseline), responses, baseline)
-    cache = output.with_name(f"{output.stem}.cache-{chosen.digest}.json") if chosen.cache else None
+    ledger = ledger or output.with_name(f"{output.stem}.ledger.jsonl")
     table = pairs[["step", "id"]].copy()
-    table["preference"] = _ask(chosen, pairs, "baseline", "candidate", cache) - 1
-    table["preference_swapped"] = 2 - _ask(chosen, pairs, "candidate", "baseline", cache)
-    _require_all(table, chosen, cache)
+    asked_2N = alpaca.asked_in(order, pairs["instruction"].tolist())
+    with _completions(chosen, calls, ledger, shared) as completions:
+
+        def ask(*outputs: str) -> Callable[[pd.DataFrame], np.ndarray]:
+            return lambda of: _ask(chosen, completions, of, *outputs)
+
+        table["preference"] = alpaca.where(asked_2N[0], pairs, ask("baseline", "candidate")) - 1
+        table["preference_swapped"] = 2 - alpaca.where(asked_2N[1], pairs, ask("candidate", "baseline"))
+    _require_most(table, asked_2N, chosen, calls.max_missing, ledger)
     write_frame(table, output)
+    if not chosen.remote:
+        ledger.unlink(missing_ok=True)
     return table
 
 
-def find_judge(judge: str | Path) -> Judge:
-    """Finds a judge: a directory, a name in `workflow/judges/`, or one of those that alpaca-eval ships."""
-    directory = _directory(judge)
-    path = directory / "configs.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or len(config) != 1 or not all(isinstance(c, dict) for c in config.values()):
-        raise InputError(f"judge {path}: it must hold exactly one annotator, a mapping under its name")
-    ((name, entry),) = config.items()
-    own = {"encoding": "text", "cache": True, **(entry.get("po_dynamics") or {})}
-    if (
-        set(own) != {"encoding", "cache"}
-        or own["encoding"] not in ("text", "json")
-        or own["cache"] not in (True, False)
-    ):
-        raise InputError(
-            f"judge {path}: po_dynamics is {own}; it takes encoding (text or json) and cache (true or false)"
-        )
-    template = str(entry.get("prompt_template", ""))
-    if len(template) < 200 and (directory.parent / template).is_file():
-        template = (directory.parent / template).read_text(encoding="utf-8")
-    digest = hashlib.sha256(json.dumps([config, template], sort_keys=True).encode()).hexdigest()[:12]
-    return Judge(directory, name, own["encoding"], own["cache"], digest)
-
-
-def _directory(judge: str | Path) -> Path:
-    spec = importlib.util.find_spec("alpaca_eval")
-    shipped = Path(spec.origin).parent / "evaluators_configs" if spec and spec.origin else None
-    for candidate in (Path(judge), JUDGES / judge, *([shipped / judge] if shipped else [])):
-        if (candidate / "configs.yaml").is_file():
-            return candidate.resolve()
-    ours = ", ".join(sorted(path.parent.name for path in JUDGES.glob("*/configs.yaml")))
-    raise InputError(
-        f"judge '{judge}': no such directory with a configs.yaml; give a path, one of workflow/judges/ ({ours}) "
-        "or a name that alpaca-eval ships"
-    )
+@contextmanager
+def _completions(judge: Judge, calls: Calls, path: Path, shared: Path | None) -> Iterator[Completions]:
+    """alpaca-eval's completion function of a judge, with an open ledger behind it unless its answers cost nothing."""
+    function = alpaca.function(judge.function)
+    if not judge.cache and not judge.remote:
+        yield functools.partial(function, **judge.parameters)
+        return
+    with Ledger(path, shared) as ledger:
+        if judge.remote:
+            yield function(judge, calls, ledger)
+        else:
+            asked = functools.partial(function, **judge.parameters)
+            identity = (judge.function, dict(judge.parameters))
+            yield Answers(lambda prompts, _: in_chunks(asked, prompts), ledger, identity, dict, calls.max_missing)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -139,7 +124,7 @@ def _pairs(candidate: pd.DataFrame, reference: pd.DataFrame, path: Path, referen
     return result
 
 
-def _ask(judge: Judge, pairs: pd.DataFrame, first: str, second: str, cache: Path | None) -> np.ndarray:
+def _ask(judge: Judge, completions: Completions, pairs: pd.DataFrame, first: str, second: str) -> np.ndarray:
     """alpaca-eval's preferences in [1, 2] (2: `second` is better), NaN where the judge gave no verdict."""
     from_json = judge.encoding == "json"
     instructions = [json.dumps(text) if from_json else text for text in pairs["instruction"]]
@@ -155,10 +140,11 @@ def _ask(judge: Judge, pairs: pd.DataFrame, first: str, second: str, cache: Path
             model_outputs=outputs[second],
             reference_outputs=outputs[first],
             annotators_config=str(judge.directory),
-            Annotator=alpaca.annotator_class(),
-            caching_path=cache,
-            is_store_missing_annotations=False,  # a missing verdict is asked for again, not kept for ever
-            annotation_kwargs={"is_ordered": True, "chunksize": CHUNK if cache else None},
+            Annotator=alpaca.annotator_class(completions),
+            caching_path=None,  # answers are kept by the ledger
+            is_avoid_reannotations=False,
+            is_store_missing_annotations=False,
+            annotation_kwargs={"is_ordered": True, "chunksize": None},
             fn_metric=_metric,
             sort_by="win_rate",
             precomputed_leaderboard=None,
@@ -180,13 +166,15 @@ def _metric(annotations: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {"win_rate": 100 * (rate - 1), "standard_error": float("nan")}  # intervals are ours: see `stats`
 
 
-def _require_all(table: pd.DataFrame, judge: Judge, cache: Path | None) -> None:
-    absent = table[["preference", "preference_swapped"]].isna()
-    if not absent.any(axis=None):
+def _require_most(table: pd.DataFrame, asked_2N: np.ndarray, judge: Judge, max_missing: float, ledger: Path) -> None:
+    absent = table[["preference", "preference_swapped"]].isna() & asked_2N.T
+    count, asked = int(absent.to_numpy().sum()), int(asked_2N.sum())
+    if count <= max_missing * asked:
         return
     steps = table["step"][absent.any(axis=1)].unique().tolist()
-    kept = f"; the others are kept in {cache}, so that running again asks for the missing ones only" if cache else ""
     raise InputError(
-        f"judge '{judge.name}': {int(absent.to_numpy().sum())} of {2 * len(table)} judgements are missing "
-        f"({int(absent.any(axis=1).sum())} responses, steps {', '.join(map(str, steps))}): no readable reply{kept}"
+        f"judge '{judge.name}': {count} of {asked} judgements are missing "
+        f"({int(absent.any(axis=1).sum())} responses, steps {', '.join(map(str, steps))}) and "
+        f"evaluation.judging.max_missing is {max_missing:g}. Running again asks for those without an answer; a reply "
+        f"that cannot be read is kept as the others are, in {ledger}"
     )

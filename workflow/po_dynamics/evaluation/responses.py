@@ -25,6 +25,7 @@ from po_dynamics.storage.parquet import write_frame
 Ids = list[int]
 
 BATCH_SIZE = 64
+BATCH_TOKENS = 16_384  # of prompts and answers of a batch: what its cache may hold
 REPETITION = 0.5  # share of repeated 4-grams above which a response has collapsed
 
 
@@ -51,6 +52,7 @@ def greedy_responses(
         longest = max(map(len, prompts))
         raise InputError(f"a prompt has {longest} tokens and the model's context is {context}: shorten or drop it")
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    batch_size = fitting_rows(prompts, max_new_tokens, batch_size)
     responses: list[Ids] = [[] for _ in prompts]
     with torch.inference_mode(), evaluating(model), _bar(len(prompts), description) as bar:
         for rows in longest_first(list(map(len, prompts)), batch_size):
@@ -60,6 +62,11 @@ def greedy_responses(
                 responses[row] = ids
             bar.update(len(rows))
     return responses
+
+
+def fitting_rows(prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> int:
+    """Rows of a batch: `batch_size`, or as many of the longest as have BATCH_TOKENS together, at least one."""
+    return max(1, min(batch_size, BATCH_TOKENS // (max(map(len, prompts)) + max_new_tokens)))
 
 
 def _bar(total: int, description: str) -> Any:
@@ -187,6 +194,7 @@ def kl_to_reference(
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
     sampling = Sampling(max_new_tokens=new, eos_ids=(eos,), pad_id=pad)
     uniforms_BR = row_uniforms(len(prompts), sampling, (seed, 1))
+    batch_size = fitting_rows(prompts, new, batch_size)
     responses = [response.ids for response in CachedRollout(policy, sampling, batch_size)(prompts, uniforms_BR)]
     result = torch.empty(len(prompts), dtype=torch.float64)
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]

@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import comparisons
+from po_dynamics.evaluation.reliability.length_control import length_controlled
 from po_dynamics.objectives.families import Runs, parent_of
 from po_dynamics.storage.atomic import atomic_file
 from po_dynamics.storage.parquet import read_table
@@ -27,36 +28,26 @@ RUN = ["model", "run", "seed"]
 Cube = Mapping[int, pd.DataFrame]  # outcomes of a run by seed, prompts × steps
 _PREFERENCES = ["preference", "preference_swapped"]
 _MEASURES = {"n_tokens": "mean_length", "kl": "kl_to_sft", "reward": "mean_reward", "degenerate": "degenerate"}
+_OF_THE_JUDGE = ("first_slot", "length_difference", "length_controlled", "length_extrapolates")
 
 
 def load_outcomes(evaluations: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per judged response of all runs.
 
     Args:
-        evaluations: mappings with `model, run, seed` and the paths `responses` and `annotations` of one folder.
+        evaluations: mappings with `model, run, seed` and the paths `responses` and `annotations` of one folder, and
+            `baseline`, the responses that these were judged against.
 
     Returns:
-        `model, run, seed, step, id, preference, preference_swapped, outcome`, and of the response `n_tokens, kl,
-        reward, degenerate`. `outcome` is the mean of the two orders: 1 a win over the SFT model, 0.5 a tie, 0 a loss.
+        `model, run, seed, step, id, preference, preference_swapped, outcome, length_difference`, and of the response
+        `n_tokens, kl, reward, degenerate`. `outcome` is the mean of the two orders: 1 a win over the SFT model, 0.5 a
+        tie, 0 a loss; where a folder was judged in a single order it is that one's. `length_difference`: characters
+        beyond the baseline's response.
 
     Raises:
         InputError: when the two tables of a folder are not of the same responses, or preferences leave [0, 1].
     """
-    tables = []
-    for entry in evaluations:
-        keys = ["step", "id"]
-        responses = read_table(entry["responses"], [*keys, *_MEASURES]).to_pandas()
-        annotations = read_table(entry["annotations"], [*keys, *_PREFERENCES]).to_pandas()
-        table = annotations.merge(responses, on=keys, how="outer", indicator=True, validate="1:1")
-        if (alone := table["_merge"] != "both").any():
-            raise InputError(
-                f"{entry['annotations']}: {alone.sum()} responses are not in both this and {entry['responses']}; "
-                "judge them again"
-            )
-        preferences = table[_PREFERENCES].to_numpy(dtype=float)
-        if (outside := (preferences < 0) | (preferences > 1)).any():
-            raise InputError(f"{entry['annotations']}: {outside.sum()} preferences are not in [0, 1]")
-        tables.append(table.drop(columns="_merge").assign(**{key: entry[key] for key in RUN}))
+    tables = [_judged(entry).assign(**{key: entry[key] for key in RUN}) for entry in evaluations]
     if not tables:
         raise InputError("no evaluations given: nothing was judged")
     outcomes = pd.concat(tables, ignore_index=True)
@@ -64,8 +55,29 @@ def load_outcomes(evaluations: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         raise InputError(
             f"{twice.sum()} responses are given twice, such as of {outcomes.loc[twice, RUN].iloc[0].to_dict()}"
         )
-    outcomes["outcome"] = outcomes[_PREFERENCES].mean(axis=1, skipna=False)
-    return outcomes[[*RUN, "step", "id", *_PREFERENCES, "outcome", *_MEASURES]]
+    return outcomes[[*RUN, "step", "id", *_PREFERENCES, "outcome", "length_difference", *_MEASURES]]
+
+
+def _judged(entry: Mapping[str, Any]) -> pd.DataFrame:
+    """Annotations and responses of one folder, joined."""
+    keys = ["step", "id"]
+    responses = read_table(entry["responses"], [*keys, "response", *_MEASURES]).to_pandas()
+    annotations = read_table(entry["annotations"], [*keys, *_PREFERENCES]).to_pandas()
+    table = annotations.merge(responses, on=keys, how="outer", indicator=True, validate="1:1")
+    if (alone := table["_merge"] != "both").any():
+        raise InputError(
+            f"{entry['annotations']}: {alone.sum()} responses are not in both this and {entry['responses']}; "
+            "judge them again"
+        )
+    preferences = table[_PREFERENCES].to_numpy(dtype=float)
+    if (outside := (preferences < 0) | (preferences > 1)).any():
+        raise InputError(f"{entry['annotations']}: {outside.sum()} preferences are not in [0, 1]")
+    single_order = not (~np.isnan(preferences)).all(1).any()
+    baseline = read_table(entry["baseline"], ["id", "response"]).to_pandas().set_index("id")["response"]
+    return table.assign(
+        outcome=table[_PREFERENCES].mean(axis=1, skipna=single_order),
+        length_difference=table["response"].str.len() - table["id"].map(baseline).str.len(),
+    )
 
 
 def win_rates(outcomes: pd.DataFrame, judge: str) -> pd.DataFrame:
@@ -73,26 +85,52 @@ def win_rates(outcomes: pd.DataFrame, judge: str) -> pd.DataFrame:
 
     Returns:
         `model, run, seed, step, judge, win_rate, low, high, n, n_missing, order_consistency, mean_length, kl_to_sft,
-        mean_reward, degenerate`: rates in per cent, length in tokens, KL in nats per response. `order_consistency` is
-        the share of prompts with the same verdict in both orders; `n_missing` prompts have none and do not count.
+        mean_reward, degenerate, first_slot, length_difference, length_controlled, length_controlled_low,
+        length_controlled_high, length_extrapolates`: rates in per cent, length in tokens, its difference to the SFT
+        model's in characters, KL in nats per response. `order_consistency` is the share of prompts with the same
+        verdict in both orders (NaN where only one was asked), `first_slot` the mean preference for the answer that is
+        shown first (50: none); `n_missing` prompts have no outcome and do not count; of the last four see
+        `reliability.length_control`.
     """
     rows = []
     for (model, run, seed), table in outcomes.groupby(RUN, sort=True):
         rates = table.pivot(index="id", columns="step", values="outcome").sort_index()
         low, high = interval(rates.to_numpy())
         for column, (step, group) in enumerate(table.groupby("step", sort=True)):
-            judged = group.dropna(subset=_PREFERENCES)
-            verdicts = np.sign(judged[_PREFERENCES].to_numpy() - 0.5)
+            judged = group.dropna(subset="outcome")
             rows.append(
                 {"model": model, "run": run, "seed": seed, "step": step, "judge": judge}
                 | {"win_rate": 100 * judged["outcome"].mean(), "low": 100 * low[column], "high": 100 * high[column]}
                 | {"n": len(judged), "n_missing": len(group) - len(judged)}
-                | {"order_consistency": 100 * float(np.mean(verdicts[:, 0] == verdicts[:, 1]))}
+                | {"order_consistency": 100 * _order_consistency(judged)}
                 | {name: group[column_].astype(float).mean() for column_, name in _MEASURES.items()}
+                | {"first_slot": 100 * _first_slot(judged), "length_difference": group["length_difference"].mean()}
+                | _without_length(judged)
             )
     table = pd.DataFrame(rows)
     table["degenerate"] *= 100
     return table
+
+
+def _order_consistency(judged: pd.DataFrame) -> float:
+    both = judged[_PREFERENCES].dropna().to_numpy(dtype=float)
+    ours, theirs = np.sign(both - 0.5).T
+    return float(np.mean(ours == theirs)) if len(both) else np.nan
+
+
+def _first_slot(judged: pd.DataFrame) -> float:
+    """The candidate's mean when it is shown first, and the baseline's when that is; each order weighs a half."""
+    second, first = judged[_PREFERENCES].astype(float).mean()
+    return float(first + 1 - second) / 2
+
+
+def _without_length(judged: pd.DataFrame) -> dict[str, Any]:
+    found = length_controlled(
+        judged["outcome"].to_numpy(dtype=float), judged["length_difference"].to_numpy(dtype=float)
+    )
+    names = ("length_controlled", "length_controlled_low", "length_controlled_high")
+    rates = {name: 100 * value for name, value in zip(names, found[:3], strict=True)}
+    return rates | {"length_extrapolates": found.extrapolates}
 
 
 def interval(values_NK: np.ndarray, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -153,7 +191,8 @@ def results_table(outcomes: pd.DataFrame, runs: Runs) -> pd.DataFrame:
           exchange of trainings, Holm-corrected over the runs of the model, NaN where the unit is the prompt;
         * `peak_steps` checkpoints that both have trained to, and `peak_difference…`: the same at the best of these,
           chosen on one half of the prompts and scored on the other (cross-fitted), so free of that optimism;
-        * at the final checkpoint: `order_consistency, mean_length, kl_to_sft, mean_reward, degenerate`.
+        * at the final checkpoint: `order_consistency, mean_length, kl_to_sft, mean_reward, degenerate, first_slot,
+          length_difference, length_controlled, length_extrapolates` (the last as a share of the seeds).
     """
     rows: list[dict[str, Any]] = []
     for model, of_model in outcomes.groupby("model", sort=True):
@@ -251,7 +290,7 @@ def _stacked(cubes: Sequence[Cube], steps: Sequence[Sequence[int]]) -> list[np.n
 def _with_measures(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
     """Adds what `win_rates` measures of the final checkpoint, mean over seeds."""
     rates = win_rates(outcomes, judge="")
-    names = ["order_consistency", *_MEASURES.values()]
+    names = ["order_consistency", *_MEASURES.values(), *_OF_THE_JUDGE]
     means = rates.groupby(["model", "run", "step"])[names].mean().reset_index().rename(columns={"step": "final_step"})
     return table.merge(means, on=["model", "run", "final_step"], how="left", validate="1:1")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 
@@ -27,3 +28,22 @@ def seeds(values: Iterable[int]) -> str:
 def paragraphs(*texts: str) -> str:
     """One line per text: line breaks and indentation of the source become single spaces."""
     return "\n".join(" ".join(text.split()) for text in texts).strip()
+
+
+def signs(resolution: pd.DataFrame, components: Sequence[str] = ("TOT", "POS", "NEG")) -> str:
+    """Of which components of one run the sign of G is known, and what the others would need, from `resolution.csv`."""
+    parts = []
+    for row in resolution[resolution["component"].isin(components)].to_dict("records"):
+        known = f"{row['component']}: known at {row['known']} of {row['checkpoints']}"
+        if row["known"] < row["checkpoints"]:
+            known += f", {_needed(row['needed'], row['needed_low'], row['needed_high'])}"
+        parts.append(known)
+    return "; ".join(parts)
+
+
+def _needed(needed: float, low: float, high: float) -> str:
+    """`half of them would need about 300 samples a side (100 to 900)`."""
+    if not np.isfinite(needed):
+        return "where G is 0 no number of samples tells"
+    span = f"{low:,.0f} to {high:,.0f}" if np.isfinite(high) else f"at least {low:,.0f}"
+    return f"half of the checkpoints would need {needed:,.0f} samples a side ({span})"

@@ -67,8 +67,18 @@ def level(ax: Axes, y: float) -> None:
     ax.axhline(y, color="#777777", linewidth=0.7, zorder=1)
 
 
-def draw_table(ax: Axes, table: pd.DataFrame, column: str, line: Line, band: tuple[str, str] | None = None) -> None:
-    """A column over steps: its mean over seeds, each seed, and per seed the interval in the two columns of `band`."""
+def draw_table(
+    ax: Axes,
+    table: pd.DataFrame,
+    column: str,
+    line: Line,
+    band: tuple[str, str] | None = None,
+    known: str | None = None,
+) -> None:
+    """A column over steps: its mean over seeds, each seed, and per seed the interval in the two columns of `band`.
+
+    Points are hollow where the column `known` is not true of every seed, with one sign of the values.
+    """
     values = by_seed(table, column)
     if values.empty:
         return
@@ -77,6 +87,10 @@ def draw_table(ax: Axes, table: pd.DataFrame, column: str, line: Line, band: tup
         low, high = (by_seed(table, name).reindex(values.index) for name in band)
         bands = [(low[seed].to_numpy(), high[seed].to_numpy()) for seed in values]
     _draw_line(ax, values.index.to_numpy(), [values[seed].to_numpy() for seed in values], line, bands)
+    if known:
+        sure = by_seed(table, known).reindex(values.index).astype(bool).all(axis=1)
+        hollow = ~(sure & ((values > 0).all(axis=1) | (values < 0).all(axis=1)))
+        _draw_hollow(ax, values.mean(axis=1)[hollow], line)
 
 
 def _draw_line(
@@ -100,6 +114,21 @@ def _draw_line(
     }
     mean = np.mean(y_by_seed, axis=0)
     ax.plot(x, mean, color=line.colour, linestyle=line.dashes, linewidth=1.6, **(marker if len(x) <= 40 else {}))
+
+
+def _draw_hollow(ax: Axes, points: pd.Series, line: Line) -> None:
+    """White points over those of the mean line."""
+    ax.plot(
+        points.index,
+        points.to_numpy(),
+        linestyle="none",
+        marker=line.marker,
+        markersize=3.4,
+        markerfacecolor="white",
+        markeredgecolor=line.colour,
+        markeredgewidth=0.9,
+        zorder=4,
+    )
 
 
 def ends(table: pd.DataFrame, key: str, column: str, lines: Mapping[str, tuple[str, Line]]) -> list[End]:

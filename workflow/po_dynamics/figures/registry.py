@@ -10,7 +10,7 @@ goes stale with its own module, and a new figure redraws no other. A new one is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 
@@ -24,7 +24,7 @@ class Run(Protocol):
     @property
     def family(self) -> str: ...
     @property
-    def probe(self) -> bool: ...
+    def final_sets(self) -> Collection[str]: ...
     @property
     def target(self) -> bool: ...
 
@@ -40,25 +40,33 @@ class Figure(NamedTuple):
     tables: tuple[str, ...] = ()  # files of results/<experiment>/tables
     of_seeds: tuple[str, ...] = ()  # files of each seed's folder; the function is given tables by seed
     families: tuple[str, ...] = ("offline", "online")
-    final_set: str | None = None  # drawn of probed runs whose family has these final responses
+    final_set: str | None = None  # drawn of runs that are probed towards these final responses
     target: bool = False  # drawn of runs that are compared with their target
 
     @property
     def per_run(self) -> bool:
         return "{run}" in self.file
 
-    def applies(self, run: Run, final_sets: Mapping[str, Collection[str]]) -> bool:
-        """Whether the run has this figure; `final_sets` by family."""
-        probed = self.final_set is None or (run.probe and self.final_set in final_sets[run.family])
+    def applies(self, run: Run) -> bool:
+        """Whether the run has this figure."""
+        probed = self.final_set is None or self.final_set in run.final_sets
         return run.family in self.families and probed and (run.target or not self.target)
 
 
 FIGURES = (
     Figure(
-        "figure_1_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="heldout"
+        "figure_1_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("offline",),
+        final_set="heldout",
     ),
     Figure(
-        "figure_2_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("online",), final_set="heldout"
+        "figure_2_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("online",),
+        final_set="heldout",
     ),
     Figure(
         "figure_3_{run}",
@@ -69,7 +77,11 @@ FIGURES = (
     ),
     Figure("figure_4", "win_rates:draw_win_rates", ("win_rates.csv",)),
     Figure(
-        "figure_7_{run}", "alignment:draw_alignment", ("dynamics.parquet",), families=("offline",), final_set="train"
+        "figure_7_{run}",
+        "alignment:draw_alignment",
+        ("dynamics.parquet", "resolution.csv"),
+        families=("offline",),
+        final_set="train",
     ),
     Figure(
         "prediction_{run}",
@@ -113,19 +125,14 @@ class Drawing(NamedTuple):
         return {name: value for name, value in arguments.items() if value is not None}
 
 
-def drawings(runs: Iterable[Run], final_sets: Mapping[str, Collection[str]]) -> dict[tuple[str, str], Drawing]:
-    """Every figure of an experiment by model and file name (without suffix), in the order of the list.
-
-    Args:
-        runs: the runs of the configuration, each once.
-        final_sets: the sets of final responses that are probed, by family.
-    """
-    return {(drawing.model, drawing.file): drawing for drawing in _drawings(list(runs), final_sets)}
+def drawings(runs: Iterable[Run]) -> dict[tuple[str, str], Drawing]:
+    """Every figure of these runs by model and file name (without suffix), in the order of the list."""
+    return {(drawing.model, drawing.file): drawing for drawing in _drawings(list(runs))}
 
 
-def _drawings(runs: list[Run], final_sets: Mapping[str, Collection[str]]) -> Iterator[Drawing]:
+def _drawings(runs: list[Run]) -> Iterator[Drawing]:
     for figure in FIGURES:
-        of = [run for run in runs if figure.applies(run, final_sets)]
+        of = [run for run in runs if figure.applies(run)]
         if figure.per_run:
             yield from (Drawing(figure, run.model, run.name) for run in of)
         else:

@@ -7,14 +7,16 @@ so nothing heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
-from po_dynamics.objectives.registry import bind
+from po_dynamics.objectives.registry import bind, canonical
 from po_dynamics.settings.experiment import Configuration, RunEntry, Start
+from po_dynamics.settings.judging.calls import Calls
+from po_dynamics.settings.judging.directory import Judge, check_judge, find_judge
 from po_dynamics.settings.online import Online
 from po_dynamics.settings.training import Offline
 
@@ -33,7 +35,7 @@ class Run:
     init_step: int
     init_run: str | None
     seeds: tuple[int, ...]
-    probe: bool
+    final_sets: tuple[str, ...]  # towards which it is probed; none: it is not
     target: bool
 
     @property
@@ -54,10 +56,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked configuration, all defaults filled in, as plain JSON; and its runs by (model, name)."""
+    """A checked configuration, all defaults filled in, as plain JSON; its runs by (model, name); its judge."""
 
     config: dict[str, Any]
     runs: Mapping[tuple[str, str], Run]
+    judge: Judge
+    calls: Calls
+
+    @property
+    def evaluations(self) -> int:
+        """Judged models: the base models, and every checkpoint of every seed."""
+        return len(self.config["models"]) + sum(len(run.steps) * len(run.seeds) for run in self.runs.values())
 
     def chunks(self, model: str, run: str) -> list[list[int]]:
         """The run's checkpoints in the portions that one job handles."""
@@ -73,6 +82,7 @@ def load(config: Mapping[str, Any]) -> Experiment:
         InputError: one line naming the key, the value and what is allowed.
     """
     settings = Configuration.of(config)
+    judge = _judge(settings)
     runs: dict[tuple[str, str], Run] = {}
     for entry, run in settings.runs.items():
         for model in run.models or settings.models:
@@ -85,7 +95,25 @@ def load(config: Mapping[str, Any]) -> Experiment:
     for resolved in runs.values():
         _check_start(resolved, runs)
     _check_target(settings, runs)
-    return Experiment(settings.resolved(), runs)
+    _check_distinct(runs.values())
+    return Experiment(settings.resolved(), runs, judge, settings.evaluation.judging)
+
+
+def _judge(settings: Configuration) -> Judge:
+    calls = settings.evaluation.judging
+    judge = _found("evaluation.judge", settings.evaluation.judge, calls)
+    check_judge(judge, calls, settings.data.source)
+    card = settings.evaluation.report_card
+    if card and card.truth:
+        check_judge(_found("evaluation.report_card.truth", card.truth, calls), calls, settings.data.source)
+    return judge
+
+
+def _found(key: str, name: str, calls: Calls) -> Judge:
+    try:
+        return find_judge(name, calls)
+    except InputError as error:
+        raise InputError(f"configuration key '{key}': {error}") from None
 
 
 def _bad(key: str, seen: Any, allowed: str) -> InputError:
@@ -122,9 +150,22 @@ def _run(settings: Configuration, entry: str, name: str, model: str, parameters:
         init_step=start.step if start else 0,
         init_run=start.run if start else None,
         seeds=run.seeds,
-        probe=run.probe,
+        final_sets=_final_sets(settings, entry, model, objective.family),
         target=settings.target is not None and name in settings.target.runs,
     )
+
+
+def _final_sets(settings: Configuration, entry: str, model: str, family: str) -> tuple[str, ...]:
+    """The sets of final responses that a run of `model` is probed towards."""
+    probe, known = settings.runs[entry].probe, getattr(settings.probe.final_sets, family)
+    if isinstance(probe, bool):
+        return known if probe else ()
+    models = settings.runs[entry].models or settings.models
+    if unknown := [name for name in probe if name not in models]:
+        raise _bad(f"runs.{entry}.probe", unknown[0], f"by a model of this run: {', '.join(models)}")
+    if unknown := [name for name in probe.get(model, ()) if name not in known]:
+        raise _bad(f"runs.{entry}.probe.{model}", unknown[0], f"one of probe.final_sets.{family}: {', '.join(known)}")
+    return probe.get(model, ())
 
 
 def _training(settings: Configuration, entry: str, model: str, family: str) -> dict[str, Any]:
@@ -157,3 +198,17 @@ def _check_target(settings: Configuration, runs: Mapping[tuple[str, str], Run]) 
             raise _bad("target.runs", run.name, "a run that starts from the SFT model, which is π_ref here")
         if run.temperature <= 0:
             raise _bad("target.runs", run.name, "a run with a temperature: beta, or a kl_coefficient above 0")
+
+
+def _check_distinct(runs: Iterable[Run]) -> None:
+    """Refuses to train the same twice under two names."""
+    known: dict[str, Run] = {}
+    for run in runs:
+        start = run.init, run.init_run, run.init_step
+        same = repr((run.model, canonical(run.objective), sorted(run.settings.items()), start))
+        if (other := known.setdefault(same, run)) is not run:
+            raise InputError(
+                f"configuration: the runs {other.name!r} and {run.name!r} of {run.model} are the same training "
+                f"({' and '.join(dict.fromkeys([other.objective.name, run.objective.name]))} with equal parameters, "
+                f"settings and start); remove one of them"
+            )

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from po_dynamics.errors import InputError
 
-PACKAGES = ("torch", "transformers", "trl", "datasets", "pandas", "seaborn", "alpaca_eval", "snakemake")
+PACKAGES = ("torch", "transformers", "trl", "datasets", "pandas", "seaborn", "alpaca_eval", "openai", "snakemake")
+# Rules that may use the hub, by how their names begin: whoever downloads, and judges, which may load a model of it.
+ONLINE = ("download_", "examine_judge", "judge_responses", "mark_judge")
 
 
 class Tee:
@@ -50,7 +52,7 @@ def stage(snakemake: Any) -> Iterator[None]:
     """Runs a script's body: standard error goes to `log` and the terminal, an `InputError` ends the job with one line.
 
     On success `output.provenance` (if the rule has one) is written: rule, wildcards, parameters, commit, versions,
-    hardware, wall time in seconds and peak memory in MB.
+    hardware, wall time in seconds and peak memory in MB, and the sources of what it downloaded.
     """
     _set_environment(snakemake.rule, snakemake.threads)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -82,7 +84,7 @@ def inputs_of(snakemake: Any) -> dict[str, Any]:
 
 
 def _set_environment(rule: str, threads: int) -> None:
-    if not rule.startswith("download_"):  # what may use the network is a rule of its own; before anything is imported
+    if not rule.startswith(ONLINE):  # before anything is imported
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -103,6 +105,7 @@ def _provenance(snakemake: Any, started: datetime.datetime, seconds: float) -> d
         "wildcards": dict(snakemake.wildcards.items()),
         "params": {k: v for k, v in snakemake.params.items() if not callable(v)},
         "outputs": [str(path) for path in snakemake.output],
+        "sources": _sources(snakemake.output),
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": round(seconds, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
@@ -113,6 +116,12 @@ def _provenance(snakemake: Any, started: datetime.datetime, seconds: float) -> d
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
     }
+
+
+def _sources(outputs: Iterable[Any]) -> list[Any]:
+    """What was downloaded or copied: revision and checksum, as the stage left them in `source.json`."""
+    records = [Path(str(output)) / "source.json" for output in outputs]
+    return [json.loads(record.read_text(encoding="utf-8")) for record in records if record.is_file()]
 
 
 def _gpus() -> list[str]:

@@ -57,7 +57,7 @@ class ArmoRM(LlamaPreTrainedModel):
         self.gate_pattern = tuple(getattr(config, "gating_token_pattern", GATE_PATTERN))
         self.post_init()
 
-    def score(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Scores of right-padded conversations, (B,), float32."""
         hidden_BLH = self.model(
             input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL, use_cache=False

@@ -12,9 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import Batch
-from po_dynamics.models.loading import load_checked, turn_off_dropout
-
-NORMALISATION = "normalisation.json"
+from po_dynamics.models.loading import NORMALISATION, load_checked, turn_off_dropout
 
 
 class Critic(nn.Module):
@@ -74,6 +72,17 @@ def read_normalisation(folder: Path) -> tuple[float, float]:
     if not (std > 0.0 and abs(mean) < float("inf")):
         raise InputError(f"{path}: mean {mean}, std {std}: std must be positive; fit the normalisation again")
     return mean, std
+
+
+def fit_normalisation(raw_N: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of raw scores, for `normalisation.json`; InputError where they do not differ."""
+    raw_N = raw_N.double()
+    if not bool(raw_N.isfinite().all()) or float(raw_N.std()) == 0.0:
+        raise InputError(
+            "the scores of sampled responses are all the same or not finite: train the reward model longer, or take "
+            "another"
+        )
+    return {"mean": float(raw_N.mean()), "std": float(raw_N.std()), "n": len(raw_N)}
 
 
 def token_values(critic: nn.Module, batch: Batch) -> Tensor:

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from po_dynamics.errors import InputError, first_line
 from po_dynamics.models.tokenizers import embedding_rows, read_tokenizer
 
+NORMALISATION = "normalisation.json"  # beside a reward model's weights: mean and std of its scores on SFT samples
+RAW = {"mean": 0.0, "std": 1.0, "n": 0}  # where scores are left as they are
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 

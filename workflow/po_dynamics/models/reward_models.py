@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.errors import InputError
@@ -44,11 +44,13 @@ def load(
     policy_tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 32,
     device: str | torch.device = "cpu",
+    place: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Scorer:
     """A reward-model folder (ours, any sequence-classification model, ArmoRM) or "module:function".
 
     `policy_tokenizer` lets a reward model with the same tokenizer and chat template score token ids instead of text.
-    Reward models run in bfloat16 on a GPU unless they are stored in float32, in float32 on a CPU.
+    Reward models run in bfloat16 on a GPU unless they are stored in float32, in float32 on a CPU. `place` puts the
+    model where it runs, by default all of it on `device`.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -59,12 +61,12 @@ def load(
     tokenizer = chat_tokenizer(folder)
     shared = policy_tokenizer is not None and same_tokenizer(tokenizer, policy_tokenizer)
     config = json.loads((folder / "config.json").read_text())
+    put = place or (lambda model: model.to(device))
     if ARCHITECTURE in config.get("architectures", []):
-        model: Any = load_checked(ArmoRM, folder, model_dtype(config, device))
-        model.to(device)
+        model = put(load_checked(ArmoRM, folder, model_dtype(config, device)))
         mean, std = read_normalisation(folder)
-        return ModelScorer(lambda batch: (model.score(batch) - mean) / std, tokenizer, shared, batch_size, device)
-    critic = Critic.from_pretrained(folder, model_dtype(config, device)).to(device).eval()
+        return ModelScorer(lambda batch: (model(batch) - mean) / std, tokenizer, shared, batch_size, device)
+    critic = put(Critic.from_pretrained(folder, model_dtype(config, device)).eval())
     return ModelScorer(lambda batch: final_values(critic, batch), tokenizer, shared, batch_size, device)
 
 

@@ -14,6 +14,11 @@ from po_dynamics.objectives import pairs, rewards, tokens  # noqa: F401 (importi
 from po_dynamics.objectives.declaration import DECLARED, Declaration, Objective
 
 OBJECTIVES: Mapping[str, Declaration] = DECLARED
+# Objectives that are another one with some parameters fixed; the rest of their parameters are the same.
+SPECIAL_CASES: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "ppo_no_top": ("cppo_top", {"lambda": 0.0}),
+    "ppo_no_mid": ("cppo_mid", {"lambda": 0.0}),
+}
 
 
 def bind(name: str, parameters: Mapping[str, Any] | None = None, family: str | None = None) -> Objective:
@@ -29,3 +34,10 @@ def bind(name: str, parameters: Mapping[str, Any] | None = None, family: str | N
         known = ", ".join(sorted(key for key, other in OBJECTIVES.items() if other.family == family))
         raise InputError(f"{name} is an {declaration.family} objective; here an {family} one is needed: {known}")
     return declaration.bind(parameters or {})
+
+
+def canonical(objective: Objective) -> tuple[str, dict[str, float]]:
+    """Name and all parameters, defaults too; two objectives with the same are one, whatever they are called."""
+    defaults = {key: parameter.default for key, parameter in objective.declaration.parameters.items()}
+    name, fixed = SPECIAL_CASES.get(objective.name, (objective.name, {}))
+    return name, {**defaults, **objective.parameters, **fixed}

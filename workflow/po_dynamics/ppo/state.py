@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -58,6 +59,12 @@ def prepare(
     optimizer = make_optimizer(model, rate, settings.weight_decay, settings.adam_epsilon)
     model, optimizer = accelerator.prepare(model, optimizer)
     return model, unwrap(optimizer)
+
+
+def place_frozen(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """A model that is only passed forward: sharded where policy and critic are, else whole on the device."""
+    model = model.requires_grad_(False)
+    return fsdp2_prepare_model(accelerator, model) if accelerator.is_fsdp2 else model.to(accelerator.device)
 
 
 def load_critic(reward: str | Path, policy: Path) -> Critic:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,9 @@ class Run:
         check_lengths(self.prompts.lengths.tolist(), sampling_law(settings, tokenizer), context)
         if self.accelerator.is_main_process:
             ppo_metrics.announce(settings, processes, str(use))
-        scorer = reward_models.load(sources.reward, tokenizer, settings.micro_batch_size, device)
-        reference = load_model(sources.reference, device=device).requires_grad_(False)
+        frozen = partial(ppo_state.place_frozen, accelerator=self.accelerator)
+        scorer = reward_models.load(sources.reward, tokenizer, settings.micro_batch_size, device, frozen)
+        reference = frozen(load_model(sources.reference, device="cpu"))
         self.learner = ppo_state.make_learner(sources.policy, sources.reward, settings, self.accelerator)
         policy, critic = self.learner.policy, self.learner.critic
         self.models = Models(policy, critic, reference, scorer, tokenizer, self.accelerator.autocast)

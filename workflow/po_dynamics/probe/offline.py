@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from po_dynamics.models.loading import usable_length
 from po_dynamics.probe.passes import with_reference
 from po_dynamics.probe.run import ProbedRun, open_inputs, probe_all, signature_of
@@ -20,14 +22,13 @@ def probe_offline(run: ProbedRun, rewards: Path | None = None) -> None:
     """
     folders, final = open_inputs(run)
     n, seed = run.settings.samples.train, run.settings.seed
-    reference = run.load(run.reference)
-    max_length = usable_length(reference, run.training["max_length"])
+    max_length = usable_length(AutoConfig.from_pretrained(run.reference), run.training["max_length"])
     pairs = read_pairs(run.preferences, n, seed, run.batch_size, max_length, rewards)
     train: list[Sample] = []
 
     def draw(_: Path) -> list[Sample]:
         if not train:
-            train.extend(with_reference(pairs, reference))
+            train.extend(with_reference(pairs, run.load(run.reference)))  # which nobody holds afterwards
         return train
 
     signature = signature_of(run, [*folders, *filter(None, [rewards])]) | {"max_length": max_length}

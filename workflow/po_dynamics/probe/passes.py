@@ -49,7 +49,7 @@ from po_dynamics.probe.samples import Sample, check_samples, samples_frame
 from po_dynamics.probe.token_scores import Direction, call_cost
 from po_dynamics.storage.pieces import Pieces
 
-CHUNK_TOKENS = 2048  # of the forward-mode pass, at least: it stores no activations, so more than a mini-batch fits
+CHUNK_TOKENS = 2048  # padded tokens of a forward-mode pass: it stores no activations, so more than in reverse mode fit
 
 
 class Sampling(NamedTuple):
@@ -101,6 +101,7 @@ def probe(
     with exact_arithmetic(run.dtype, options.tf32), run.bar:
         v, final_rows = run.final_gradient()
         scores = run.scores(v)
+        v = {name: tensor.cpu() for name, tensor in v.items()}  # until gradients are measured: u takes its place
         terms = reweight(scores, objective, step)
         scores = scores.assign(coefficient=terms.coefficient, weight=terms.weight)
         u, train_rows = run.train_gradients(v, scores, terms.loss, np.random.default_rng([options.seed, step]))
@@ -228,7 +229,7 @@ class Passes:
             sums, rows = gradients.measure(mini, place < whole, place in audited)
             share = mini.n / int(n_of.sum())  # a mini-batch's gradient is of its own mean loss
             added = (zip(self.model.parameters(), part, strict=True) for part in sums)
-            return [torch.zeros_like(p) if g is None else g * share for part in added for p, g in part], rows
+            return [torch.zeros_like(p) if g is None else g.mul_(share) for part in added for p, g in part], rows
 
         directions, rows = self._accumulate("u", batches, measure, len(separate))
         return dict(zip(separate, directions, strict=True)), rows
@@ -248,6 +249,7 @@ class Passes:
                 gradient, new = measure(done - 1)
                 total = total or [torch.zeros_like(g) for g in gradient]
                 torch._foreach_add_(total, gradient)
+                del gradient  # or it would stay until the next one is made
                 rows += new
                 if done == len(batches) or self.pieces.due:
                     self.pieces.put(name, {"done": done, "sum": total, "rows": list(rows)})
@@ -314,7 +316,7 @@ class Passes:
 
     def _preconditioned(self, direction: Direction) -> Direction:
         scales = self.options.scales or {}
-        return {name: tensor / scales[name] for name, tensor in direction.items()}
+        return {name: tensor / scales[name].to(tensor.device) for name, tensor in direction.items()}
 
     def forward(
         self,
@@ -345,11 +347,10 @@ class Passes:
         return torch.stack([row_BT[batch.loss_mask_BT] for row_BT in rows]).cpu()
 
     def _chunks(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Samples of similar length; at most as many padded tokens as the largest mini-batch has, or CHUNK_TOKENS."""
-        padded = (len(batch) * max(s.length for s in batch) for batch in mini_batches(samples))
+        """Samples of similar length; together at most CHUNK_TOKENS padded tokens, or one sample."""
         lengths = [sample.length for sample in samples]
         cost = call_cost(list(self.model.parameters()))
-        return least_padding(range(len(lengths)), lengths, cost, max(CHUNK_TOKENS, *padded))
+        return least_padding(range(len(lengths)), lengths, cost, CHUNK_TOKENS)
 
     def _collate(self, samples: Sequence[Sample]) -> Batch:
         pad = self.model.config.pad_token_id or 0  # any id: masks come from the lengths

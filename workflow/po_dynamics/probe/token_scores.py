@@ -26,6 +26,7 @@ from po_dynamics.models.loading import evaluating
 from po_dynamics.probe.numerics import own_gradients, set_gradients
 
 Direction = dict[str, Tensor]  # by parameter name, as a gradient is
+REVERSE_TOKENS = 1024  # padded tokens of a reverse-mode pass, which stores activations
 _DOT_BLOCK = {"cpu": 1 << 16}  # numbers that fit into a core's cache
 _CALL_WORK = {
     "cpu": 2e8,
@@ -214,9 +215,9 @@ def measure_gradients(sums: Sums, named: Sequence[tuple[str, Tensor]], direction
     """Norms and inner products of gradients, by component and parameter."""
     zero = torch.zeros((), dtype=torch.float64, device=named[0][1].device)
     columns = []
-    for p, (name, _) in enumerate(named):
-        gradients = [part[p] for part in sums]
-        dots = [zero if g is None else dot(g, direction[name]) for g in gradients]
+    for p, (name, weight) in enumerate(named):
+        gradients, along = [part[p] for part in sums], direction[name].to(weight.device)
+        dots = [zero if g is None else dot(g, along) for g in gradients]
         squares = [zero if g is None else dot(g, g) for g in gradients]
         cross = [dot(a, b) for i, a in enumerate(gradients) for b in gradients[:i] if a is not None and b is not None]
         columns.append(torch.stack([*dots, *squares, sum(cross, zero)]))
@@ -226,8 +227,12 @@ def measure_gradients(sums: Sums, named: Sequence[tuple[str, Tensor]], direction
 
 
 def parts(batch: Batch, rows: Sequence[int], cost: float) -> list[list[int]]:
-    """Rows of a batch in parts of similar length: as little padding as the cost of one more call is worth."""
-    return least_padding(rows, batch.attention_mask_BL.sum(1).tolist(), cost)
+    """Rows of a batch in parts of similar length: as little padding as the cost of one more call is worth.
+
+    A part has at most REVERSE_TOKENS padded tokens, or one row: eager attention stores heads · L² numbers of every
+    layer and row.
+    """
+    return least_padding(rows, batch.attention_mask_BL.sum(1).tolist(), cost, REVERSE_TOKENS)
 
 
 def call_cost(weights: Sequence[Tensor]) -> float:
@@ -243,4 +248,4 @@ def oracle(
         loss = -(coefficient_BT * token_logps(model, batch, temperature)).sum()
         gradient = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
     names = [name for name, _ in model.named_parameters()]
-    return sum(float(dot(g, direction[name])) for name, g in zip(names, gradient, strict=True))
+    return sum(float(dot(g, direction[name].to(g.device))) for name, g in zip(names, gradient, strict=True))

@@ -33,6 +33,9 @@ SECTIONS = {
     "probe.batch_size": ("ProbeBatches",),
     "probe.final_sets": ("ProbeFinalSets",),
     "evaluation": ("Evaluation",),
+    "evaluation.report_card": ("ReportCard",),
+    "evaluation.judging": ("Calls",),
+    "evaluation.judging.prices.<model>": ("Price",),
     "bandit": ("ExactBandit",),
     "target": ("Target",),
 }

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from po_dynamics.settings.base import Count, Positive, Rate, Settings
+from po_dynamics.settings.base import Count, Positive, Rate, Settings, Sha256
 
 
 class WorldData(Settings):
@@ -47,7 +47,7 @@ class Dataset(Settings):
     """one file of the data set"""
     revision: str | None = None
     """commit, tag or branch on the hub; null: the newest"""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """of data_files"""
     limit: Positive | None = None
     """rows to keep, drawn at random; null: all"""

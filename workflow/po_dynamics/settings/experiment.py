@@ -10,10 +10,11 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from po_dynamics.settings.bandit import ExactBandit
 from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Rate, Settings, Some, mistake
 from po_dynamics.settings.data import Data
+from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.settings.models import Model
-from po_dynamics.settings.probe import Probe
+from po_dynamics.settings.probe import FinalSets, Probe
 
-RESERVED = ("base", "sft", "reward", "reference", "evaluation")  # folders beside those of runs
+RESERVED = ("base", "sft", "reward", "published_reward", "reference", "evaluation")  # folders beside those of runs
 
 
 def _not_reserved(name: str) -> str:
@@ -52,8 +53,8 @@ class RunEntry(Settings):
     """null: every model of the configuration"""
     seeds: Distinct[Count] = (0,)
     """one training each"""
-    probe: bool = False
-    """whether its checkpoints are probed"""
+    probe: bool | dict[str, FinalSets] = False
+    """whether its checkpoints are probed; or, by model, towards which of `probe.final_sets`; other models are not"""
 
 
 class Responses(Settings):
@@ -63,11 +64,26 @@ class Responses(Settings):
     """tokens of a response, also of D′"""
 
 
+class ReportCard(Settings):
+    """What the judge is examined on: three answers to a prompt, each against each, in both orders, twice."""
+
+    truth: str | None = None
+    """the judge whose verdicts count as true, `gold` in the embedded world; null: only what needs no truth"""
+    prompts: Positive = 100
+    """twelve questions each"""
+
+
 class Evaluation(Responses):
     """Greedy responses to the evaluation prompts, and their judge."""
 
     judge: str
-    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships"""
+    """a directory of workflow/judges/, or the name of an annotator that alpaca-eval ships; see docs/judges.md"""
+    judging: Calls = Calls()
+    """how a judge that is a model is reached, and what that may cost"""
+    order: Literal["both", "random"] = "both"
+    """in which each pair is shown to the judge; random: the one that alpaca-eval draws, for half the price"""
+    report_card: ReportCard | None = None
+    """the judge's own examination; null: none"""
     checkpoints_per_job: Positive | None = None
     """null: all checkpoints of a run in one job"""
 
@@ -99,7 +115,10 @@ class Target(TargetSamples):
 
 
 class Configuration(Settings):
-    """A configuration. Keys that start with x- are free, a place for YAML anchors."""
+    """A configuration. Keys that start with x- are free, a place for YAML anchors.
+
+    A model or run that is null is left out: so a file that is merged over another one takes something away.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"patternProperties": {"^x-": {"description": "free: for YAML anchors"}}}
@@ -121,24 +140,28 @@ class Configuration(Settings):
     """the exact bandit beside the language models, `{}` with its defaults; null: without; see docs/udrra.md"""
     target: Target | None = None
     """distance of policies to the target of their objectives; null: without; see docs/udrra.md"""
-    device_memory_gb: Annotated[float, Field(gt=16)] = 80.0
-    """of one device; jobs of published models ask for as many as their parameters need"""
+    device_memory_gb: Annotated[float, Field(gt=4)] = 80.0
+    """of one graphics card; jobs of published models ask for as many as their parameters need"""
+    devices_per_node: Positive = 8
+    """graphics cards of a node, which a job can have at most; slurm/config.yaml states both for the cluster"""
     keep_checkpoints: bool = True
     """false: deleted once probed and evaluated"""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_free_keys(cls, given: Any) -> Any:
+    def _without_free_and_null(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        return {key: value for key, value in given.items() if not str(key).startswith("x-")}
+        stated = {key: value for key, value in given.items() if not str(key).startswith("x-")}
+        for section in stated.keys() & {"models", "runs"}:
+            if isinstance(stated[section], Mapping):
+                stated[section] = {name: entry for name, entry in stated[section].items() if entry is not None}
+        return stated
 
     @model_validator(mode="after")
     def _worlds_keep_to_themselves(self) -> Self:
         if self.data.source == "world":
             return self
-        if self.evaluation.judge == "gold":
-            raise mistake("evaluation.judge", "gold", "a judge of real text: gold knows the embedded world's alone")
         for name, model in self.models.items():
             if model.base.source == "world":
                 raise mistake(f"models.{name}.base.source", "world", "hub, as data.source is")

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from po_dynamics.settings.base import Count, Positive, Rate, Settings, mistake
+from po_dynamics.settings.base import Count, Positive, Rate, Settings, Sha256, mistake
 from po_dynamics.settings.online import Online
-from po_dynamics.settings.training import Offline, Sft, TrainedReward
+from po_dynamics.settings.training import Offline, Scale, Sft, TrainedReward
 
 
 class WorldBase(Settings):
@@ -52,7 +52,9 @@ class HubModel(Settings):
     name: str
     """a hub model or a local folder"""
     revision: str | None = None
-    """commit, tag or branch on the hub; null: the newest"""
+    """commit, tag or branch on the hub; null: the newest, which `source.json` in the folder names"""
+    sha256: Sha256 | None = None
+    """of all files as published, as `source.json` states it; null: not checked, but recorded"""
 
 
 class HubBase(HubModel):
@@ -62,7 +64,7 @@ class HubBase(HubModel):
     """how many it has; devices, memory and time of its jobs follow from it"""
 
 
-class HubReward(HubModel):
+class HubReward(HubModel, Scale):
     """A published reward model, or a local folder."""
 
     parameters: Positive | None = None

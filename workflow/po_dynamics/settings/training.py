@@ -86,7 +86,14 @@ class Sft(Supervised):
     """the tokens that are learned: the answer's, or the prompt's too"""
 
 
-class TrainedReward(Supervised):
+class Scale(Settings):
+    """The unit of a reward model's scores, whether it was trained here or published."""
+
+    normalise: bool = True
+    """scores are those of the SFT model's responses minus their mean, over their standard deviation; false: raw"""
+
+
+class TrainedReward(Supervised, Scale):
     """A Bradley–Terry reward model, from the SFT model."""
 
     source: Literal["train"]
@@ -100,6 +107,21 @@ class Scoring(Settings):
     """per device and forward pass"""
     max_length: Positive
     """tokens of prompt and response; longer responses are cut"""
+
+
+class ScaleSamples(Settings):
+    """What the scale of a published reward model depends on, of the `online` section."""
+
+    micro_batch_size: Positive
+    """per device and forward pass"""
+    temperature: Rate
+    """of the responses"""
+    top_p: Fraction
+    """nucleus of the responses"""
+    max_prompt_length: Positive
+    """tokens; longer prompts are left out"""
+    max_new_tokens: Positive
+    """tokens of a response"""
 
 
 class Reference(Scoring):

@@ -48,7 +48,10 @@ def read_moments(folder: Path) -> dict[str, Tensor] | None:
 
 
 def read_optimizer(folder: Path, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, float | None]:
-    """AdamW's P = √v̂ + ε by parameter (v̂ bias-corrected), and the learning rate; None without optimizer state."""
+    """AdamW's P = √v̂ + ε by parameter (v̂ bias-corrected), in the model's precision on the CPU, and the learning rate.
+
+    None without optimizer state.
+    """
     state, squares = folder / OPTIMIZER, read_moments(folder)
     if not state.is_file() or squares is None:
         return None, None
@@ -58,7 +61,7 @@ def read_optimizer(folder: Path, model: PreTrainedModel) -> tuple[dict[str, Tens
     for name, parameter in model.named_parameters():
         if name not in squares or squares[name].shape != parameter.shape:
             raise InputError(f"{folder / MOMENTS} has no second moments of {name} in its shape; it is of another model")
-        scales[name] = (squares[name].to(parameter) / correction).sqrt() + content["eps"]
+        scales[name] = (squares[name].to(parameter.dtype) / correction).sqrt() + content["eps"]
     return scales, content.get("learning_rate")
 
 

@@ -15,7 +15,11 @@ CONFIGURATION = EXPERIMENT + "/config.yaml"
 REPORT = EXPERIMENT + "/report.html"
 DATA = EXPERIMENT + "/data"
 LOGS = EXPERIMENT + "/logs"
+JUDGE = EXPERIMENT + "/judge.json"  # what is known of the judge before anything is trained
+LEDGERS = EXPERIMENT + "/judgements"  # answers of a remote judge
 TABLES = EXPERIMENT + "/tables"
+EXAMINATION = EXPERIMENT + "/examination"
+JUDGED_PAIRS = EXAMINATION + "/judged.json"
 FIGURES = EXPERIMENT + "/figures/{model}"
 BANDIT_FIGURE = EXPERIMENT + "/figures/bandit"  # of no model
 
@@ -25,6 +29,7 @@ STAGE = MODEL + "/{stage}"  # base, sft or reward
 BASE = MODEL + "/base"
 SFT = MODEL + "/sft"
 REWARD = MODEL + "/reward"
+PUBLISHED_REWARD = MODEL + "/published_reward"
 PREFERENCES = MODEL + "/preferences.parquet"
 PREFERENCE_REWARDS = MODEL + "/rewards.parquet"
 TOKENS = MODEL + "/tokens/{data_set}.arrow"
@@ -51,6 +56,11 @@ ANNOTATIONS = "/annotations.parquet"
 def record(path: str) -> str:
     """The provenance record beside an artefact."""
     return f"{path}.json"
+
+
+def ledger(experiment: str, model: str, path: str) -> str:
+    """The ledger of a judging job; `path` is the evaluation's folder below its model's."""
+    return f"{LEDGERS.format(experiment=experiment)}/{model}/{path}.jsonl"
 
 
 def parse(path: Path | str, *patterns: str) -> dict[str, str]:

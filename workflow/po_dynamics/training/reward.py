@@ -15,7 +15,16 @@ from po_dynamics.data.order import ShuffledRows
 from po_dynamics.data.token_table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first
-from po_dynamics.models.loading import default_device, load_checked, load_model, turn_off_dropout, usable_length
+from po_dynamics.models.critic import fit_normalisation
+from po_dynamics.models.loading import (
+    NORMALISATION,
+    RAW,
+    default_device,
+    load_checked,
+    load_model,
+    turn_off_dropout,
+    usable_length,
+)
 from po_dynamics.models.tokenizers import load_tokenizer
 from po_dynamics.settings.training import TrainedReward
 from po_dynamics.storage.checkpoints import publish
@@ -36,7 +45,7 @@ def train_reward(
         preferences: what `tokenise` wrote, of this model.
         output: a one-label sequence classifier with tokenizer, `training.csv`, `metrics.json` (accuracy on held-out
             prompts with its standard error, row counts), `normalisation.json` (mean and std of the raw scores of
-            sampled responses of the SFT model).
+            sampled responses of the SFT model; 0 and 1 where `normalise` is false).
         settings: `models.<model>.reward` of the configuration, source train.
 
     Raises:
@@ -65,11 +74,11 @@ def train_reward(
         "train": len(train),
     }
     metrics |= accuracy(model, tokenizer, held_out, settings.micro_batch_size)
-    scale = normalisation(model, sft, tokenizer, held_out, settings, max_length)
+    scale = normalisation(model, sft, tokenizer, held_out, settings, max_length) if settings.normalise else RAW
     trainer.accelerator.wait_for_everyone()
     if is_first_process():
         print(f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out)} pairs", file=sys.stderr)
-        files = {"metrics.json": metrics, "normalisation.json": scale}
+        files = {"metrics.json": metrics, NORMALISATION: scale}
         publish(model.cpu(), tokenizer, output, state, files)
 
 
@@ -215,7 +224,4 @@ def normalisation(
     uniforms_BR = row_uniforms(SAMPLES, sampling, (settings.seed, SAMPLES))
     responses = CachedRollout(policy, sampling, 4 * settings.micro_batch_size)(prompts, uniforms_BR)
     sequences = [[*prompt, *response.ids] for prompt, response in zip(prompts, responses, strict=True)]
-    raw = scores(model, sequences, pad, settings.micro_batch_size).double()
-    if not bool(raw.isfinite().all()) or float(raw.std()) == 0.0:
-        raise InputError("the reward model gives every sampled response the same score: train it longer")
-    return {"mean": float(raw.mean()), "std": float(raw.std()), "n": len(raw)}
+    return fit_normalisation(scores(model, sequences, pad, settings.micro_batch_size))

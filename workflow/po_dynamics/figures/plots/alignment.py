@@ -14,6 +14,7 @@ from po_dynamics.figures.labels import run_labels
 from po_dynamics.figures.rows import select
 from po_dynamics.objectives.families import Runs
 
+_OF = ("model", "run", "final_set", "filtered")
 _PANELS = (("TOT",), ("POS", "NEG"), ("TOP", "MID", "BOT"))
 _TITLES = {
     "offline": ("whole objective", "by sign", "by weight ω"),
@@ -27,6 +28,7 @@ _PARTS = {
 
 def draw_alignment(
     dynamics: pd.DataFrame,
+    resolution: pd.DataFrame,
     output: Path,
     *,
     model: str,
@@ -34,18 +36,18 @@ def draw_alignment(
     runs: Runs,
     final_set: str = "heldout",
     filtered: bool = True,
-    segment: str = "all",
 ) -> None:
     """G over the steps of one run: (a) TOT (b) POS, NEG (c) TOP, MID, BOT where weights differ; symmetric-log scale.
 
     Args:
-        dynamics: `dynamics.parquet`; the rows of the model, run, final set, filter and segment are drawn, all seeds.
+        dynamics: `dynamics.parquet`; the rows of the model, run, final set, and filter are drawn, all seeds.
+        resolution: `resolution.csv`, for the caption: which signs are known.
         output: the PNG.
 
     Raises:
         InputError: when the table has no such rows.
     """
-    wanted = {"model": model, "run": run, "final_set": final_set, "filtered": filtered, "segment": segment}
+    wanted = {"model": model, "run": run, "final_set": final_set, "filtered": filtered, "segment": "all"}
     table = _meaningful(select(dynamics, wanted, "dynamics"))
     family, label = runs[run]["family"], run_labels([run], runs, with_objective=True)[run]
     linear = _linear_threshold(table["G"])
@@ -57,7 +59,7 @@ def draw_alignment(
             lines.level(ax, 0)
             for name in names:
                 of_component = table[table["component"] == name]
-                lines.draw_table(ax, of_component, "G", lines.COMPONENTS[name], ("G_low", "G_high"))
+                lines.draw_table(ax, of_component, "G", lines.COMPONENTS[name], ("G_low", "G_high"), known="resolved")
         axes[0].set_ylabel("gradient alignment G")
         _thin_symlog_ticks(axes[0])
         for ax, names in zip(axes, _PANELS, strict=True):
@@ -66,7 +68,9 @@ def draw_alignment(
         number = "7(b)" if final_set == "train" else {"offline": "1", "online": "2"}[family]
         title = f"Figure {number}. {label}: which components lead to the final responses"
         claim = claims.paragraph(number, runs[run]["objective"])
-        style.save(figure, output, title, _caption(table, family, label, linear, claim))
+        of_run = (resolution[list(_OF)] == [wanted[key] for key in _OF]).all(axis=1)
+        known = captions.signs(resolution[of_run])
+        style.save(figure, output, title, _caption(table, family, label, linear, known, claim))
 
 
 def _meaningful(table: pd.DataFrame) -> pd.DataFrame:
@@ -90,11 +94,12 @@ def _thin_symlog_ticks(ax: Axes) -> None:
     ax.set_yticks([tick for tick in ticks if tick == 0 or abs(tick) in sizes])
 
 
-def _caption(table: pd.DataFrame, family: str, label: str, linear: float, claim: str) -> str:
+def _caption(table: pd.DataFrame, family: str, label: str, linear: float, known: str, claim: str) -> str:
     """`table` holds the rows that are drawn; `linear` is half the linear part of the scale."""
     first, total = table.iloc[0], table[table["component"] == "TOT"]
     prompts = {"heldout": "held-out prompts", "train": "training prompts"}[first["final_set"]]
-    outliers = f"{captions.span(total['n_outliers'])} outliers left out" if first["filtered"] else "outliers included"
+    left = [captions.span(total[name]) for name in ("n_outliers", "n_final_outliers")]
+    outliers = f"{left[0]} and {left[1]} outlying mini-batches left out" if first["filtered"] else "outliers included"
     thin = ", thin lines the seeds, thick lines their mean" if total["seed"].nunique() > 1 else ""
     equal = sorted(total.loc[total["equal_weights"], "step"].unique())
     left_out = f" (not at step {', '.join(map(str, equal))}, where all weights are equal)" if equal else ""
@@ -103,6 +108,13 @@ def _caption(table: pd.DataFrame, family: str, label: str, linear: float, claim:
         of the gradient of the loss with that of the negative log-likelihood of the run's final responses, to
         {prompts}. G > 0: a step on this component makes the final responses likelier. (a) The whole objective (TOT);
         {_PARTS[family]}: TOP, MID and BOT{left_out}. Symmetric-log scale, linear within ±{linear:.0e}. Bands: 95 %
-        bootstrap intervals over the {captions.span(total["n_batches"])} mini-batches of a checkpoint ({outliers}), one
-        per seed{thin}."""
+        bootstrap intervals over {captions.span(total["n_train"])} samples of D and {captions.span(total["n_final"])} of
+        D′ ({outliers}), one per seed{thin}{_one_way(table)}. Hollow points: sign not known, for the interval of a seed
+        includes 0, or seeds disagree. Signs of checkpoints and seeds: {known}."""
     return captions.paragraphs(shown, claim)
+
+
+def _one_way(table: pd.DataFrame) -> str:
+    """Says whose intervals leave out the choice of D′."""
+    narrow = table.loc[~table["two_way"], "component"].unique()
+    return f" (of {', '.join(narrow)} over D alone, so too narrow)" if len(narrow) else ""

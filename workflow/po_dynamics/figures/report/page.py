@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +18,14 @@ import yaml
 from PIL import Image
 
 from po_dynamics.errors import InputError
-from po_dynamics.figures.displacement import explained
 from po_dynamics.figures.labels import run_labels
+from po_dynamics.figures.report.displacement import explained
+from po_dynamics.figures.report.records import find_records, read_records, stages
 from po_dynamics.objectives.families import Runs, is_uncontrolled, parent_of
 from po_dynamics.storage.atomic import atomic_file
 
-TEMPLATE = Path(__file__).parents[2] / "report" / "report.html.j2"
+TEMPLATE = Path(__file__).parents[3] / "report" / "report.html.j2"
 SECTIONS = ("figures", "displacement", "training")  # of figures; the last two by the beginning of their names
-_MODEL_FOLDERS = {"checkpoints", "base", "sft", "reward", "tokenizer", "state"}
 
 
 class ExactBandit(NamedTuple):
@@ -72,9 +72,11 @@ class Contents:
             `training_*` and `displacement_*` go into sections of their own, the first folded away.
         tables: further tables to link to.
         data: the section about the data sets; None: without.
+        resolution: the table of which signs of G are known; None: without.
         bandit: the exact bandit's section; None: without.
         displacement: the tables of the section "Why do both fall?"; None: without.
         target: the section on the language models' distance to their target; None: without.
+        judge_card: the judge's report card (CSV of `report_card`); None: without.
         records: provenance JSON files; by default every one below the report's folder.
     """
 
@@ -86,9 +88,11 @@ class Contents:
     figures: Sequence[Path]
     tables: Sequence[Path] = ()
     data: DataTables | None = None
+    resolution: Path | None = None
     bandit: ExactBandit | None = None
     displacement: Displacement | None = None
     target: Target | None = None
+    judge_card: Path | None = None
     records: Iterable[Path] | None = None
 
 
@@ -111,31 +115,26 @@ def _shown(contents: Contents, root: Path) -> dict[str, Any]:
     bandit, linked, drawn = contents.bandit, [*contents.tables, *(contents.data or ())], [*contents.figures]
     if contents.displacement:
         linked = [*linked, *contents.displacement]
+    linked += [contents.judge_card] if contents.judge_card else []
     if bandit:
         linked, drawn = [*linked, bandit.law, bandit.claims], [*drawn, bandit.figure]
     linked += contents.target or ()
+    linked += [contents.resolution] if contents.resolution else []
     return {
         "experiment": contents.experiment,
         "models": [_model(name, rows, rates, contents.runs) for name, rows in results.groupby("model", sort=False)],
         "judge": ", ".join(map(str, rates["judge"].unique())),
         **{name: [figure for figure in figures if figure["section"] == name] for name in SECTIONS},
+        "signs": _signs(contents),
         "both_fall": _both_fall(contents),
         "data": contents.data and _data(contents.data),
+        "judge_card": _marks(contents.judge_card) if contents.judge_card else [],
         "bandit": bandit and _bandit(bandit, root),
         "target": contents.target and _target(contents.target, contents.runs),
-        "stages": _stages(_records(records)),
+        "stages": stages(read_records(records)),
         "config": yaml.safe_dump(json.loads(json.dumps(contents.config)), sort_keys=False, allow_unicode=True),
         "files": _files([contents.results, contents.win_rates, *linked], drawn, root),
     }
-
-
-def find_records(root: Path) -> list[Path]:
-    """Provenance records below `root`, by name; folders of models hold none and are skipped."""
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in _MODEL_FOLDERS)
-        found += [Path(folder) / name for name in names if name.endswith(".json")]
-    return sorted(found)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -161,10 +160,31 @@ def _model(name: Any, rows: pd.DataFrame, rates: pd.DataFrame, runs: Runs) -> di
         row["label"], row["parent"] = labels[row["run"]], parents.get(row["parent"], row["parent"])
     judged = rates[rates["model"] == name]
     detectable = [row["detectable"] for row in records if row["detectable"] is not None]
-    judging: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
-    judging |= {"n_missing": int(judged["n_missing"].sum()), "order_consistency": judged["order_consistency"].min()}
-    judging["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
-    return {"name": name, "rows": records, "headline": _headline(records)} | judging
+    shown: dict[str, Any] = {"detectable": (min(detectable), max(detectable)) if detectable else None}
+    shown["other_grid"] = [labels[run] for run in _with_another_grid(judged, runs)]
+    shown["judging"] = [_judging(judge, of_judge) for judge, of_judge in judged.groupby("judge", sort=False)]
+    return {"name": name, "rows": records, "headline": _headline(records)} | shown
+
+
+def _judging(judge: Any, rates: pd.DataFrame) -> dict[str, Any]:
+    """What the win rates of all checkpoints say of their judge; None where pairs were shown in one order only."""
+    answered, asked = rates["n"].sum(), (rates["n"] + rates["n_missing"]).sum()
+    consistency, first = rates["order_consistency"].dropna(), rates["first_slot"].dropna()
+    return {
+        "judge": judge,
+        "n_missing": int(asked - answered),
+        "missing": 100 * (asked - answered) / asked,
+        "consistency": (consistency.mean(), consistency.min()) if len(consistency) else None,
+        "first_slot": (first.mean(), first.min(), first.max()) if len(first) else None,
+        "extrapolates": int(rates["length_extrapolates"].astype(bool).sum()),
+        "checkpoints": len(rates),
+    }
+
+
+def _marks(card: Path) -> list[dict[Any, Any]]:
+    """The marks that could be measured, with their names in words."""
+    rows = _read(card).dropna(subset="value")
+    return rows.assign(mark=rows["mark"].str.replace("_", " ")).to_dict("records")
 
 
 def _with_another_grid(rates: pd.DataFrame, runs: Runs) -> list[str]:
@@ -208,6 +228,16 @@ def _figure(path: Path, root: Path) -> dict[str, Any]:
     source = {"path": os.path.relpath(path, root), "data": data, "width": round(0.56 * width)}
     section = kind if kind in SECTIONS else "figures"
     return {"title": title, "caption": text.get("Description", ""), "section": section} | source
+
+
+def _signs(contents: Contents) -> list[dict[str, Any]]:
+    """Of every probed run, model by model: what is known of the signs of G, by component and set of final responses."""
+    if contents.resolution is None:
+        return []
+    table = pd.read_csv(contents.resolution)
+    labels = run_labels(list(dict.fromkeys(table["run"])), contents.runs, with_objective=True)
+    rows: list[dict[Any, Any]] = table[table["filtered"]].to_dict("records")  # as the figures draw
+    return [row | {"label": labels[row["run"]]} for row in rows]
 
 
 def _both_fall(contents: Contents) -> list[dict[str, Any]]:
@@ -263,59 +293,6 @@ def _by_number(path: Path) -> tuple[str, list[tuple[int, str]]]:
     ]
 
 
-def _records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The JSON files that are provenance records; others (a tokenizer's, say) are passed over."""
-    records = []
-    for path in paths:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and {"rule", "wall_seconds", "max_rss_mb", "started"} <= set(record):
-            records.append(record)
-    return sorted(records, key=lambda record: (record["started"], record["rule"], record.get("outputs", [])))
-
-
-def _stages(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Wall time and memory by rule, in the order in which they began, and the machines and versions behind them."""
-    rules: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        rules.setdefault(record["rule"], []).append(record)
-    rows = [
-        {
-            "rule": rule,
-            "jobs": len(jobs),
-            "seconds": sum(job["wall_seconds"] for job in jobs),
-            "longest": max(job["wall_seconds"] for job in jobs),
-            "memory": max(job["max_rss_mb"] for job in jobs),
-        }
-        for rule, jobs in rules.items()
-    ]
-    ends = [_moment(record["started"]) + datetime.timedelta(seconds=record["wall_seconds"]) for record in records]
-    return {
-        "rows": rows,
-        "seconds": sum(row["seconds"] for row in rows),
-        "memory": max((row["memory"] for row in rows), default=0),
-        "first": _moment(records[0]["started"]).strftime("%Y-%m-%d %H:%M:%S") if records else None,
-        "last": max(ends).strftime("%Y-%m-%d %H:%M:%S") if records else None,
-        "commits": sorted({str(record.get("commit") or "not a git checkout") for record in records}),
-        "hosts": sorted({_host(record.get("host")) for record in records}),
-        "versions": {k: v for record in records for k, v in (record.get("versions") or {}).items()},
-    }
-
-
-def _moment(text: str) -> datetime.datetime:
-    moment = datetime.datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-
-
-def _host(host: Any) -> str:
-    if not isinstance(host, Mapping):
-        return str(host or "unknown")
-    gpus = ", ".join(host.get("gpus") or []) or "no GPU"
-    return f"{host.get('machine', 'unknown')}, {host.get('cpus', '?')} CPUs, {gpus}"
-
-
 def _files(tables: Sequence[Path], figures: Sequence[Path], root: Path) -> list[dict[str, str]]:
     """(path relative to the report, what it is) of every file behind the page that exists."""
     rows = [(path, "table") for path in tables]
@@ -333,6 +310,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "signed": _signed, "p": _p, "duration": _duration}
+    environment.filters["is_finite"] = math.isfinite
     return environment
 
 
