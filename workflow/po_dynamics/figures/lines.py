@@ -67,6 +67,11 @@ def level(ax: Axes, y: float) -> None:
     ax.axhline(y, color="#777777", linewidth=0.7, zorder=1)
 
 
+def diagonal(ax: Axes) -> None:
+    """The dashed line on which both axes are equal."""
+    ax.axline((0, 0), slope=1, color="#777777", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+
+
 def draw_table(
     ax: Axes,
     table: pd.DataFrame,

@@ -1,0 +1,114 @@
+"""Token by token: does log π of each token change as predicted?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from po_dynamics.figures import captions, lines, style
+from po_dynamics.figures.labels import run_labels
+from po_dynamics.figures.rows import select
+from po_dynamics.objectives.families import Runs
+
+_SETS = {"final": "final responses D′", "train": "training pairs D"}
+_PANELS = (("final", ("TOT",)), ("train", ("POS", "NEG")), ("train", ("TOP", "MID", "BOT")))
+_TITLES = {("TOT",): "final responses", ("POS", "NEG"): "pairs, by sign", ("TOP", "MID", "BOT"): "pairs, by weight"}
+_NAMES = {"POS": "chosen", "NEG": "rejected", "TOP": "top third", "MID": "middle", "BOT": "bottom third", "TOT": "all"}
+
+
+def draw_token_prediction(
+    token_bins: pd.DataFrame,
+    token_prediction: pd.DataFrame,
+    output: Path,
+    *,
+    model: str,
+    run: str,
+    runs: Runs,
+    final_set: str = "heldout",
+) -> None:
+    """Median and quartiles of the realised change of log π by predicted change, of D′ and, offline, of D.
+
+    Args:
+        token_bins, token_prediction: of the functions of that name in `observables.token_prediction`.
+        output: the PNG.
+
+    Raises:
+        InputError: when a table has no rows of the model, run and final set.
+    """
+    wanted = {"model": model, "run": run, "final_set": final_set}
+    bins = select(token_bins, wanted, "binned tokens")
+    in_nats = (bins["predictor"] == "predicted_adamw").any()
+    predictor = "predicted_adamw" if in_nats else "predicted"
+    bins = bins[bins["predictor"] == predictor]
+    statistics = select(token_prediction, {**wanted, "predictor": predictor}, "predictions of tokens")
+    panels = [panel for panel in _PANELS if ((bins["set"] == panel[0]) & bins["component"].isin(panel[1])).any()]
+    label = run_labels([run], runs, with_objective=True)[run]
+    with style.theme():
+        size, grid = (2.4 * len(panels), 2.2), {"wspace": 0.3}
+        figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, gridspec_kw=grid)
+        for ax, (side, components), letter in zip(axes.flat, panels, "abc", strict=False):
+            _draw(ax, bins[bins["set"] == side], components)
+            ax.set_title(f"({letter}) {_TITLES[components]}" if len(panels) > 1 else _TITLES[components])
+            ax.set_xlabel("predicted change, nats" if in_nats else "predicted change,\narbitrary unit")
+            if in_nats:
+                lines.diagonal(ax)
+        axes[0, 0].set_ylabel("realised change of log π\nof a token, nats")
+        title = f"Token by token. {label}: does log π change as predicted?"
+        style.save(figure, output, title, _caption(statistics, label, in_nats))
+
+
+def _draw(ax: Axes, bins: pd.DataFrame, components: tuple[str, ...]) -> None:
+    """Median of each bin, and its quartiles as a bar."""
+    for axis in (ax.axhline, ax.axvline):
+        axis(0, color="#777777", linewidth=0.7, zorder=1)
+    for name in components:
+        of, line = bins[bins["component"] == name], lines.COMPONENTS[name]
+        bars = (of["median"] - of["q25"], of["q75"] - of["median"])
+        look = {"color": line.colour, "marker": line.marker, "markersize": 3, "elinewidth": 0.6, "linewidth": 0}
+        ax.errorbar(of["predicted"], of["median"], bars, label=_NAMES[name], zorder=2, **look)
+    if len(components) > 1:
+        ax.legend(frameon=False, fontsize=7, handletextpad=0.2, borderaxespad=0.2)
+    sns.despine(ax=ax)
+
+
+def _caption(statistics: pd.DataFrame, label: str, in_nats: bool) -> str:
+    whole = statistics[statistics["step"].isna()]
+    step = "AdamW (without momentum, clipping and weight decay)" if in_nats else "gradient descent"
+    shown = f"""Realised against predicted change of log π of single tokens between neighbouring probed checkpoints of
+        {label} on {statistics["model"].iloc[0]}: the prediction sums, over the optimizer steps between, learning rate ×
+        the token's drift under {step}. Dots are medians of bins of as many tokens each, by prediction, bars
+        quartiles{"; on the dashed line what was predicted is what happened" if in_nats else ""}."""
+    shows = [(side, name) for side, components in _PANELS for name in components]
+    texts = [_worth(whole, side, name, in_nats) for side, name in shows]
+    clusters = """Intervals (95 %) resample prompts or pairs with all their tokens and seeds; the trainings are held
+        fixed, so another training may give other numbers."""
+    caveat = ""
+    if (whole["set"] == "train").any():
+        caveat = """Predictions on the training pairs hold each pair's pull on itself, with its weight among the pairs
+            probed, which is larger than among those trained on: their slopes lean towards 0. The final responses were
+            not trained on."""
+    return captions.paragraphs(shown, " ".join(filter(None, texts)), f"{clusters} {caveat}")
+
+
+def _worth(whole: pd.DataFrame, side: str, component: str, in_nats: bool) -> str:
+    """The statistics of all tokens of a component; "" where there are none."""
+    rows = whole[(whole["set"] == side) & (whole["component"] == component)].set_index("statistic")
+    if rows.empty:
+        return ""
+
+    def stated(name: str) -> str:
+        row = rows.loc[name]
+        return captions.with_interval(row["value"], row["low"], row["high"])
+
+    name = _SETS[side] + ("" if component == "TOT" else f", {_NAMES[component]}")
+    slope = f"slope {stated('slope_origin')} through the origin, {stated('slope')} by least squares; " if in_nats else ""
+    over = rows.loc["signs_over"]
+    verdict = "more" if over["low"] > 0 else "less" if over["high"] < 0 else "not known to be more"
+    return f"""{name[0].upper()}{name[1:]} ({captions.plural(int(rows["n_tokens"].iloc[0]), "token")} over all intervals and seeds,
+        {captions.plural(int(rows["n_samples"].iloc[0]), "prompt")}): {slope}Spearman's ρ {stated("rho")}; the sign was right for
+        {rows.loc["signs_right", "value"]:.1%}, {verdict} than the {rows.loc["signs_base", "value"]:.1%} of always saying the
+        commoner one."""
