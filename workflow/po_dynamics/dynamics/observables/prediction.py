@@ -29,9 +29,7 @@ def final_losses(probe: Probe) -> pd.DataFrame:
     return pd.DataFrame([{**probe.keys, "final_loss": float(np.average(final["loss"], weights=final["n"]))}])
 
 
-def changes(
-    dynamics: pd.DataFrame, losses: pd.DataFrame, rates: Mapping[tuple[str, str, int], Rates]
-) -> pd.DataFrame:
+def changes(dynamics: pd.DataFrame, losses: pd.DataFrame, rates: Mapping[tuple[str, str, int], Rates]) -> pd.DataFrame:
     """`prediction.parquet`: one row per pair of neighbouring probed checkpoints of a training.
 
     `…, step, next_step, optimizer_steps, rate, final_loss, next_final_loss, change, predicted, predicted_adamw`: `rate`

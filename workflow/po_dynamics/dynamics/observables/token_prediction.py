@@ -130,9 +130,10 @@ def _groups(tokens: Iterable[Tokens]) -> Iterator[tuple[list[Tokens], dict[str, 
         yield [part], part.keys
         runs.setdefault((part.keys["model"], part.keys["run"], part.keys["final_set"], part.set), []).append(part)
     for (model, run, final_set, _), parts in runs.items():
-        yield parts, {"model": model, "run": run, "final_set": final_set, "seed": pd.NA, "step": pd.NA} | {
-            "next_step": pd.NA
-        }
+        yield (
+            parts,
+            {"model": model, "run": run, "final_set": final_set, "seed": pd.NA, "step": pd.NA} | {"next_step": pd.NA},
+        )
 
 
 def _select(parts: Sequence[Tokens], component: str, predictor: str) -> pd.DataFrame:
@@ -157,7 +158,9 @@ def _statistics(table: pd.DataFrame, predictor: str, draws: int, seed: int) -> l
     return rows
 
 
-def _of_resamples(x_N: np.ndarray, y_N: np.ndarray, cluster_N: np.ndarray, weight_DC: np.ndarray) -> dict[str, np.ndarray]:
+def _of_resamples(
+    x_N: np.ndarray, y_N: np.ndarray, cluster_N: np.ndarray, weight_DC: np.ndarray
+) -> dict[str, np.ndarray]:
     """Every statistic of every resample of clusters."""
     rose, fell = y_N > 0, y_N < 0
     right = np.sign(x_N) * np.sign(y_N) > 0

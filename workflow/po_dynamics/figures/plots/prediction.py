@@ -95,7 +95,9 @@ def _meaning(seeds: int) -> str:
     """What the intervals are over, by the number of trainings."""
     over = "Intervals (95 %) resample trainings and, within each, blocks of neighbouring pairs"
     if seeds == 1:
-        return f"{over}. Of one training they say how much hangs on single stretches of it, not what another would give."
+        return (
+            f"{over}. Of one training they say how much hangs on single stretches of it, not what another would give."
+        )
     if seeds == 2:
         return f"{over}; two trainings hardly show how far others would differ."
     return f"{over}."
@@ -112,10 +114,13 @@ def _worth(tests: pd.DataFrame, predictor: str) -> str:
     verdicts = []
     for baseline, words in _BASELINES.items():
         over = rows[f"over_{baseline}"]
-        verdict = "says more than" if over["low"] > 0 else "says less than" if over["high"] < 0 else "is not known to beat"
+        verdict = (
+            "says more than" if over["low"] > 0 else "says less than" if over["high"] < 0 else "is not known to beat"
+        )
         partial = _stated(rows[f"partial_{baseline}"])
         verdicts.append(f"it {verdict} {words}: difference {_stated(over)}, ρ with that taken out {partial}")
-    text += "; ".join(verdicts).capitalize() + "."
+    joined = "; ".join(verdicts)
+    text += f"{joined[0].upper()}{joined[1:]}."
     if predictor == "predicted_adamw":
         text += f" Each predicted nat was {_stated(rows['slope'])} nats."
     return text

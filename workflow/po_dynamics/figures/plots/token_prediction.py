@@ -14,7 +14,9 @@ from po_dynamics.figures.labels import run_labels
 from po_dynamics.figures.rows import select
 from po_dynamics.objectives.families import Runs
 
-_SETS = {"final": "final responses D′", "train": "training pairs D"}
+LINEAR = 0.01  # nats: axes are linear within, logarithmic beyond
+
+_SETS = {"final": ("final responses D′", "prompt"), "train": ("training pairs D", "pair")}
 _PANELS = (("final", ("TOT",)), ("train", ("POS", "NEG")), ("train", ("TOP", "MID", "BOT")))
 _TITLES = {("TOT",): "final responses", ("POS", "NEG"): "pairs, by sign", ("TOP", "MID", "BOT"): "pairs, by weight"}
 _NAMES = {"POS": "chosen", "NEG": "rejected", "TOP": "top third", "MID": "middle", "BOT": "bottom third", "TOT": "all"}
@@ -55,6 +57,8 @@ def draw_token_prediction(
             ax.set_title(f"({letter}) {_TITLES[components]}" if len(panels) > 1 else _TITLES[components])
             ax.set_xlabel("predicted change, nats" if in_nats else "predicted change,\narbitrary unit")
             if in_nats:
+                for scale in (ax.set_xscale, ax.set_yscale):
+                    scale("symlog", linthresh=LINEAR)
                 lines.diagonal(ax)
         axes[0, 0].set_ylabel("realised change of log π\nof a token, nats")
         title = f"Token by token. {label}: does log π change as predicted?"
@@ -77,11 +81,13 @@ def _draw(ax: Axes, bins: pd.DataFrame, components: tuple[str, ...]) -> None:
 
 def _caption(statistics: pd.DataFrame, label: str, in_nats: bool) -> str:
     whole = statistics[statistics["step"].isna()]
+    scale = f"""; on the dashed line what was predicted is what happened; axes are linear within ±{LINEAR} nats and
+        logarithmic beyond"""
     step = "AdamW (without momentum, clipping and weight decay)" if in_nats else "gradient descent"
     shown = f"""Realised against predicted change of log π of single tokens between neighbouring probed checkpoints of
         {label} on {statistics["model"].iloc[0]}: the prediction sums, over the optimizer steps between, learning rate ×
         the token's drift under {step}. Dots are medians of bins of as many tokens each, by prediction, bars
-        quartiles{"; on the dashed line what was predicted is what happened" if in_nats else ""}."""
+        quartiles{scale if in_nats else ""}."""
     shows = [(side, name) for side, components in _PANELS for name in components]
     texts = [_worth(whole, side, name, in_nats) for side, name in shows]
     clusters = """Intervals (95 %) resample prompts or pairs with all their tokens and seeds; the trainings are held
@@ -104,11 +110,15 @@ def _worth(whole: pd.DataFrame, side: str, component: str, in_nats: bool) -> str
         row = rows.loc[name]
         return captions.with_interval(row["value"], row["low"], row["high"])
 
-    name = _SETS[side] + ("" if component == "TOT" else f", {_NAMES[component]}")
-    slope = f"slope {stated('slope_origin')} through the origin, {stated('slope')} by least squares; " if in_nats else ""
+    name, unit = _SETS[side]
+    name += "" if component == "TOT" else f", {_NAMES[component]}"
+    slope = (
+        f"slope {stated('slope_origin')} through the origin, {stated('slope')} by least squares; " if in_nats else ""
+    )
     over = rows.loc["signs_over"]
     verdict = "more" if over["low"] > 0 else "less" if over["high"] < 0 else "not known to be more"
-    return f"""{name[0].upper()}{name[1:]} ({captions.plural(int(rows["n_tokens"].iloc[0]), "token")} over all intervals and seeds,
-        {captions.plural(int(rows["n_samples"].iloc[0]), "prompt")}): {slope}Spearman's ρ {stated("rho")}; the sign was right for
-        {rows.loc["signs_right", "value"]:.1%}, {verdict} than the {rows.loc["signs_base", "value"]:.1%} of always saying the
-        commoner one."""
+    n_tokens, n_samples = (int(rows[column].iloc[0]) for column in ("n_tokens", "n_samples"))
+    right, base = (f"{rows.loc[name, 'value']:.1%}" for name in ("signs_right", "signs_base"))
+    return f"""{name[0].upper()}{name[1:]} ({captions.plural(n_tokens, "token")} over all intervals and seeds,
+        {captions.plural(n_samples, unit)}): {slope}Spearman's ρ {stated("rho")}; the sign was right for {right},
+        {verdict} than the {base} of always saying the commoner one."""
