@@ -1,6 +1,5 @@
 """Dynamics: identities, intervals, re-slicing, observables, prediction; on probes of tiny models."""
 
-import math
 import subprocess
 import sys
 import time

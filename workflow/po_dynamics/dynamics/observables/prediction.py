@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from po_dynamics.dynamics.alignment import KEYS, Probe
-from po_dynamics.dynamics.observables.trainings import OF_RUN, Rates, of_run
 from po_dynamics.dynamics.observables.resampling import Ranked, block_weights, percentiles, rank_correlation
+from po_dynamics.dynamics.observables.trainings import OF_RUN, Rates, of_run
 
 DRAWS = 2000  # of blocks
 PREDICTORS = ("predicted", "predicted_adamw")
@@ -43,7 +44,7 @@ def changes(dynamics: pd.DataFrame, losses: pd.DataFrame, rates: Mapping[tuple[s
     """
     whole = dynamics.query("component == 'TOT' and segment == 'all' and not filtered")
     table = whole[[*KEYS, "G", "G_adamw"]].merge(losses, on=KEYS).sort_values(KEYS)
-    later = table.groupby(list(OF_RUN), sort=False)[["step", "final_loss", "G", "G_adamw"]].shift(-1)
+    later = table.groupby(OF_RUN, sort=False)[["step", "final_loss", "G", "G_adamw"]].shift(-1)
     table = table.join(later.add_prefix("next_")).dropna(subset="next_step").astype({"next_step": int})
     if table.empty:
         return pd.DataFrame(columns=[*KEYS, *_COLUMNS])
@@ -54,7 +55,7 @@ def changes(dynamics: pd.DataFrame, losses: pd.DataFrame, rates: Mapping[tuple[s
 _COLUMNS = ["next_step", "optimizer_steps", "rate", "final_loss", "next_final_loss", "change", *PREDICTORS]
 
 
-def _row(pair: Mapping[str, float], rates: Rates) -> dict[str, float]:
+def _row(pair: Mapping[Any, Any], rates: Rates) -> dict[str, float]:
     step, next_step = int(pair["step"]), int(pair["next_step"])
     weights = rates.between(step, next_step)
     return {
@@ -133,5 +134,5 @@ def without_state(changes: pd.DataFrame) -> Sequence[str]:
         f"{model}/{run} seed {seed}, {final_set}: no prediction of AdamW's steps from step "
         f"{', '.join(map(str, sorted(group['step'])))} on: a checkpoint at an end of the interval has no optimizer "
         "state (step 0 never has; others: train them with it) or was probed with `predict: false`"
-        for (model, run, seed, final_set), group in missing.groupby(list(OF_RUN))
+        for (model, run, seed, final_set), group in missing.groupby(OF_RUN)
     ]

@@ -16,14 +16,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from po_dynamics.dynamics.alignment import Probe
 from po_dynamics.dynamics.coefficients import component_masks
-from po_dynamics.dynamics.observables.trainings import Rates, trainings, of_run
 from po_dynamics.dynamics.observables.resampling import Ranked, cluster_weights, percentiles, rank_correlation
+from po_dynamics.dynamics.observables.trainings import Rates, of_run, trainings
 from po_dynamics.errors import InputError
 
 DRAWS = 400  # of responses; each ranks every token anew
@@ -38,7 +39,7 @@ _AT_ONCE = 2**23  # numbers in memory per array while ranks are resampled
 class Tokens:
     """Tokens of D or of D′ over one interval of a training."""
 
-    keys: dict[str, object]  # model, run, seed, final_set, step, next_step
+    keys: dict[str, Any]  # model, run, seed, final_set, step, next_step
     set: str  # train (D) or final (D′)
     table: pd.DataFrame  # sample_id, realised, predicted, predicted_adamw
     masks: Mapping[str, np.ndarray]  # the tokens of each component, at the earlier checkpoint
@@ -54,7 +55,7 @@ def intervals(probes: Sequence[Probe], rates: Mapping[tuple[str, str, int], Rate
                 yield _train(earlier, later, own)
 
 
-def _keys(earlier: Probe, later: Probe) -> dict[str, object]:
+def _keys(earlier: Probe, later: Probe) -> dict[str, Any]:
     return {**earlier.keys, "next_step": later.keys["step"]}
 
 
@@ -123,9 +124,9 @@ _COLUMNS = ["model", "run", "final_set", "seed", "step", "next_step", "set", "co
 _COLUMNS += ["value", "low", "high", "n_tokens", "n_samples"]
 
 
-def _groups(tokens: Iterable[Tokens]) -> Iterator[tuple[list[Tokens], dict[str, object]]]:
+def _groups(tokens: Iterable[Tokens]) -> Iterator[tuple[list[Tokens], dict[str, Any]]]:
     """Each interval, then all of a run together."""
-    runs: dict[tuple[object, ...], list[Tokens]] = {}
+    runs: dict[tuple[Any, ...], list[Tokens]] = {}
     for part in tokens:
         yield [part], part.keys
         runs.setdefault((part.keys["model"], part.keys["run"], part.keys["final_set"], part.set), []).append(part)
@@ -144,13 +145,13 @@ def _select(parts: Sequence[Tokens], component: str, predictor: str) -> pd.DataF
     return pd.concat(chosen, ignore_index=True).dropna(subset=predictor)
 
 
-def _statistics(table: pd.DataFrame, predictor: str, draws: int, seed: int) -> list[dict[str, object]]:
+def _statistics(table: pd.DataFrame, predictor: str, draws: int, seed: int) -> list[dict[str, Any]]:
     """Values with intervals; `table` has at least two tokens."""
     cluster_N, ids = pd.factorize(table["sample_id"])
     x_N, y_N = (table[name].to_numpy(np.float64) for name in (predictor, "realised"))
     one, drawn = np.ones((1, len(ids))), cluster_weights(len(ids), draws, seed)
     values, resampled = (_of_resamples(x_N, y_N, cluster_N, weight_DC) for weight_DC in (one, drawn))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for name, (value,) in values.items():
         low, high = percentiles(resampled[name])
         about = {"n_tokens": len(table), "n_samples": len(ids)}
@@ -203,7 +204,7 @@ def token_bins(tokens: Iterable[Tokens], bins: int = BINS) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "q25", "median", "q75", "mean"])
 
 
-def _binned(table: pd.DataFrame, predictor: str, bins: int) -> Iterator[dict[str, object]]:
+def _binned(table: pd.DataFrame, predictor: str, bins: int) -> Iterator[dict[str, Any]]:
     if table.empty:
         return
     ordered = table.sort_values(predictor, kind="stable")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from po_dynamics.dynamics.alignment import KEYS, Probe
 from po_dynamics.errors import InputError
 
-RUN = tuple(key for key in KEYS if key not in ("step", "final_set"))  # model, run, seed: one training
-OF_RUN = tuple(key for key in KEYS if key != "step")
+OF_RUN = [key for key in KEYS if key != "step"]
 
 
 class Rates(NamedTuple):
@@ -48,7 +48,7 @@ class Rates(NamedTuple):
                 f"{next_step}: it is of another run; train this run again"
             )
         # Row k starts from the model after k − 1 steps.
-        later = float(rates @ [(k - 1 - step) / (next_step - step) for k in rows])
+        later = float(rates @ np.array([(k - 1 - step) / (next_step - step) for k in rows]))
         return Weights(float(rates.sum()) - later, later)
 
 
@@ -63,9 +63,9 @@ class Weights(NamedTuple):
         return self.earlier * earlier + self.later * later
 
 
-def of_run(rates: Mapping[tuple[str, str, int], Rates], keys: Mapping[str, object]) -> Rates:
+def of_run(rates: Mapping[tuple[str, str, int], Rates], keys: Mapping[Any, Any]) -> Rates:
     """The rates of the training that a checkpoint is of."""
-    return rates[tuple(keys[key] for key in RUN)]  # type: ignore[index]
+    return rates[keys["model"], keys["run"], keys["seed"]]
 
 
 def trainings(probes: Iterable[Probe]) -> Iterator[list[Probe]]:

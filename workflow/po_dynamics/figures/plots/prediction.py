@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,5 +127,5 @@ def _worth(tests: pd.DataFrame, predictor: str) -> str:
     return text
 
 
-def _stated(row: dict[str, Any]) -> str:
+def _stated(row: Mapping[Any, Any]) -> str:
     return captions.with_interval(row["value"], row["low"], row["high"])

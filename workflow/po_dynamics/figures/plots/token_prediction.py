@@ -58,7 +58,7 @@ def draw_token_prediction(
             ax.set_xlabel("predicted change, nats" if in_nats else "predicted change,\narbitrary unit")
             if in_nats:
                 for scale in (ax.set_xscale, ax.set_yscale):
-                    scale("symlog", linthresh=LINEAR)
+                    scale("symlog", linthresh=LINEAR, subs=None)
                 lines.diagonal(ax)
         axes[0, 0].set_ylabel("realised change of log π\nof a token, nats")
         title = f"Token by token. {label}: does log π change as predicted?"
@@ -110,8 +110,8 @@ def _worth(whole: pd.DataFrame, side: str, component: str, in_nats: bool) -> str
         row = rows.loc[name]
         return captions.with_interval(row["value"], row["low"], row["high"])
 
-    name, unit = _SETS[side]
-    name += "" if component == "TOT" else f", {_NAMES[component]}"
+    label, unit = _SETS[side]
+    label += "" if component == "TOT" else f", {_NAMES[component]}"
     slope = (
         f"slope {stated('slope_origin')} through the origin, {stated('slope')} by least squares; " if in_nats else ""
     )
@@ -119,6 +119,6 @@ def _worth(whole: pd.DataFrame, side: str, component: str, in_nats: bool) -> str
     verdict = "more" if over["low"] > 0 else "less" if over["high"] < 0 else "not known to be more"
     n_tokens, n_samples = (int(rows[column].iloc[0]) for column in ("n_tokens", "n_samples"))
     right, base = (f"{rows.loc[name, 'value']:.1%}" for name in ("signs_right", "signs_base"))
-    return f"""{name[0].upper()}{name[1:]} ({captions.plural(n_tokens, "token")} over all intervals and seeds,
+    return f"""{label[0].upper()}{label[1:]} ({captions.plural(n_tokens, "token")} over all intervals and seeds,
         {captions.plural(n_samples, unit)}): {slope}Spearman's ρ {stated("rho")}; the sign was right for {right},
         {verdict} than the {base} of always saying the commoner one."""
