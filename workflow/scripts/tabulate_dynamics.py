@@ -7,7 +7,14 @@ with stage(snakemake):
 
     import pandas as pd
     from po_dynamics.dynamics import alignment, stored
-    from po_dynamics.dynamics.observables import displacement, distributions, logps, prediction, resolution, token_prediction
+    from po_dynamics.dynamics.observables import (
+        displacement,
+        distributions,
+        logps,
+        prediction,
+        resolution,
+        token_prediction,
+    )
     from po_dynamics.dynamics.observables.trainings import Rates
     from po_dynamics.storage.layout import CURVES, parse
 

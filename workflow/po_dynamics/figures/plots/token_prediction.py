@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -43,7 +44,7 @@ def draw_token_prediction(
     """
     wanted = {"model": model, "run": run, "final_set": final_set}
     bins = select(token_bins, wanted, "binned tokens")
-    in_nats = (bins["predictor"] == "predicted_adamw").any()
+    in_nats = "predicted_adamw" in bins["predictor"].tolist()
     predictor = "predicted_adamw" if in_nats else "predicted"
     bins = bins[bins["predictor"] == predictor]
     statistics = select(token_prediction, {**wanted, "predictor": predictor}, "predictions of tokens")
@@ -72,7 +73,13 @@ def _draw(ax: Axes, bins: pd.DataFrame, components: tuple[str, ...]) -> None:
     for name in components:
         of, line = bins[bins["component"] == name], lines.COMPONENTS[name]
         bars = (of["median"] - of["q25"], of["q75"] - of["median"])
-        look = {"color": line.colour, "marker": line.marker, "markersize": 3, "elinewidth": 0.6, "linewidth": 0}
+        look: dict[str, Any] = {
+            "color": line.colour,
+            "marker": line.marker,
+            "markersize": 3,
+            "elinewidth": 0.6,
+            "linewidth": 0,
+        }
         ax.errorbar(of["predicted"], of["median"], bars, label=_NAMES[name], zorder=2, **look)
     if len(components) > 1:
         ax.legend(frameon=False, fontsize=7, handletextpad=0.2, borderaxespad=0.2)
@@ -102,23 +109,24 @@ def _caption(statistics: pd.DataFrame, label: str, in_nats: bool) -> str:
 
 def _worth(whole: pd.DataFrame, side: str, component: str, in_nats: bool) -> str:
     """The statistics of all tokens of a component; "" where there are none."""
-    rows = whole[(whole["set"] == side) & (whole["component"] == component)].set_index("statistic")
-    if rows.empty:
+    found = whole[(whole["set"] == side) & (whole["component"] == component)]
+    if found.empty:
         return ""
 
+    rows: dict[str, dict[Any, Any]] = {row["statistic"]: row for row in found.to_dict("records")}
+
     def stated(name: str) -> str:
-        row = rows.loc[name]
-        return captions.with_interval(row["value"], row["low"], row["high"])
+        return captions.with_interval(rows[name]["value"], rows[name]["low"], rows[name]["high"])
 
     label, unit = _SETS[side]
     label += "" if component == "TOT" else f", {_NAMES[component]}"
     slope = (
         f"slope {stated('slope_origin')} through the origin, {stated('slope')} by least squares; " if in_nats else ""
     )
-    over = rows.loc["signs_over"]
+    over = rows["signs_over"]
     verdict = "more" if over["low"] > 0 else "less" if over["high"] < 0 else "not known to be more"
-    n_tokens, n_samples = (int(rows[column].iloc[0]) for column in ("n_tokens", "n_samples"))
-    right, base = (f"{rows.loc[name, 'value']:.1%}" for name in ("signs_right", "signs_base"))
+    n_tokens, n_samples = (rows["rho"][column] for column in ("n_tokens", "n_samples"))
+    right, base = (f"{rows[name]['value']:.1%}" for name in ("signs_right", "signs_base"))
     return f"""{label[0].upper()}{label[1:]} ({captions.plural(n_tokens, "token")} over all intervals and seeds,
         {captions.plural(n_samples, unit)}): {slope}Spearman's ρ {stated("rho")}; the sign was right for {right},
         {verdict} than the {base} of always saying the commoner one."""
