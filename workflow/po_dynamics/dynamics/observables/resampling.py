@@ -44,25 +44,20 @@ class Ranked:
         self.tie_N = np.empty(len(order), dtype=np.int64)
         self.tie_N[order] = np.cumsum(new) - 1
 
-    def ranks(self, weight_DN: np.ndarray) -> np.ndarray:
-        """Mid-ranks (D, N), ties sharing theirs, up to a constant."""
+    def ranks(self, weight_DN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mid-ranks (D, N) about their weighted mean, ties sharing theirs, and their weighted sum of squares (D,)."""
         tied = np.add.reduceat(weight_DN[:, self.order], self.starts, axis=1)
-        middle: np.ndarray = np.cumsum(tied, axis=1) - tied / 2
-        return middle[:, self.tie_N]
+        ends = np.cumsum(tied, axis=1)
+        middle = ends - tied / 2 - ends[:, -1:] / 2  # the mean of mid-ranks is half of the total weight
+        return middle[:, self.tie_N], np.einsum("dk,dk,dk->d", tied, middle, middle)
 
 
 def rank_correlation(x: Ranked, y: Ranked, weight_DN: np.ndarray) -> np.ndarray:
     """Spearman's ρ (D,) of each resample; nan where one side is constant."""
-    return correlation(x.ranks(weight_DN), y.ranks(weight_DN), weight_DN)
-
-
-def correlation(x_DN: np.ndarray, y_DN: np.ndarray, weight_DN: np.ndarray) -> np.ndarray:
-    """Pearson's r (D,), weighted; nan where one side is constant."""
-    total = weight_DN.sum(axis=1, keepdims=True)
-    x, y = (v - (weight_DN * v).sum(axis=1, keepdims=True) / total for v in (x_DN, y_DN))
-    product, xx, yy = ((weight_DN * a * b).sum(axis=1) for a, b in ((x, y), (x, x), (y, y)))
+    (x_DN, xx_D), (y_DN, yy_D) = x.ranks(weight_DN), y.ranks(weight_DN)
+    product_D = np.einsum("dn,dn,dn->d", weight_DN, x_DN, y_DN)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where((xx > 0) & (yy > 0), product / np.sqrt(xx * yy), np.nan))
+        return np.asarray(np.where((xx_D > 0) & (yy_D > 0), product_D / np.sqrt(xx_D * yy_D), np.nan))
 
 
 def percentiles(resampled_D: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -27,12 +27,12 @@ from po_dynamics.dynamics.observables.resampling import Ranked, cluster_weights,
 from po_dynamics.dynamics.observables.trainings import Rates, of_run, trainings
 from po_dynamics.errors import InputError
 
-DRAWS = 400  # of responses; each ranks every token anew
+DRAWS = 200  # of responses; each ranks every token anew
 BINS = 20  # of as many tokens each, by prediction
 PREDICTORS = ("predicted", "predicted_adamw")
 COMPONENTS = ("TOT", "POS", "NEG", "TOP", "MID", "BOT")
 _TOKEN = ["sample_id", "role", "position", "token_id"]
-_AT_ONCE = 2**23  # numbers in memory per array while ranks are resampled
+_AT_ONCE = 2**20  # numbers in memory per array while ranks are resampled
 
 
 @dataclass
