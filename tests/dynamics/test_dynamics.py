@@ -81,6 +81,11 @@ def test_unfiltered_total_is_the_sum_of_coefficients_times_scores(ppo):
     assert g == pytest.approx(-(scores["coefficient"] * scores["score"]).sum(), rel=1e-12)
 
 
+def test_without_optimizer_state_there_is_no_alignment_of_adamw(dpo, ppo):
+    assert d.dynamics(dpo)["G_adamw"].isna().all()
+    assert d.dynamics(ppo)["G_adamw"].isna().all()
+
+
 def test_cosine_is_within_one_and_norms_are_those_of_the_batches(dpo):
     table = d.dynamics(dpo)
     assert table["cosine"].abs().max() <= 1 + 1e-6

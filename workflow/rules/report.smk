@@ -58,7 +58,7 @@ rule tabulate_dynamics:
         "../../envs/plot.yaml"
     params:
         code=code("tabulate_dynamics.py"),
-        learning={f"{model}/{name}": learning(run) for (model, name), run in RUNS.items() if run.probe},
+        learning={f"{model}/{name}": learning(run) for (model, name), run in RUNS.items() if run.final_sets},
     script:
         "../scripts/tabulate_dynamics.py"
 
