@@ -56,7 +56,7 @@ def test_predictive_check_shows_every_pair_and_its_correlation(kept, tmp_path):
     assert "It is not known to beat the step number alone: difference 0.03 (−0.07 to 0.13)" in text
     assert "it says more than Ση alone" in text
     assert "Each predicted nat was 1.10 (1.00 to 1.20) nats" in text
-    assert "8 pairs without optimizer state" in text
+    assert "no AdamW-aware prediction for 8 pairs without optimizer state" in text
     assert "two trainings hardly show" in text
     assert len(figure.axes[1].lines) == len(figure.axes[0].lines) + 1  # the diagonal, where the axes are both in nats
     table["predicted_adamw"] = np.nan

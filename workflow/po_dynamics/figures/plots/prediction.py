@@ -70,7 +70,7 @@ def _scatter(ax: Axes, table: pd.DataFrame, column: str) -> Any:
         axis(0, color="#777777", linewidth=0.7, zorder=1)
     for marker, (_, of_seed) in zip("osD^vPX" * 10, table.groupby("seed"), strict=False):
         dots = ax.scatter(of_seed[column], of_seed["change"], c=of_seed["step"], marker=marker, zorder=2, **look)
-    ax.ticklabel_format(scilimits=(-3, 4))
+    ax.ticklabel_format(scilimits=(-4, 4))
     sns.despine(ax=ax)
     return dots
 
@@ -84,8 +84,8 @@ def _caption(table: pd.DataFrame, tests: pd.DataFrame, label: str) -> str:
         AdamW-aware one is in nats; on the dashed line what was predicted is what happened."""
     missing = int(table["predicted_adamw"].isna().sum())
     if missing:
-        shown += f""" {captions.plural(missing, "pair")} without optimizer state at an end (step 0 never has it) have no
-        AdamW-aware prediction."""
+        shown += f""" There is no AdamW-aware prediction for {captions.plural(missing, "pair")} without optimizer state
+        at an end (step 0 never has it)."""
     found = [_worth(of, str(name)) for name, of in tests.groupby("predictor") if of["value"].notna().any()]
     meaning = f"""{_meaning(table["seed"].nunique())} Momentum, clipping and weight decay are in no
         prediction, nor is what G does between the checkpoints."""
@@ -96,9 +96,7 @@ def _meaning(seeds: int) -> str:
     """What the intervals are over, by the number of trainings."""
     over = "Intervals (95 %) resample trainings and, within each, blocks of neighbouring pairs"
     if seeds == 1:
-        return (
-            f"{over}. Of one training they say how much hangs on single stretches of it, not what another would give."
-        )
+        return f"{over}. Of one training they say how much hangs on single stretches, not what another would give."
     if seeds == 2:
         return f"{over}; two trainings hardly show how far others would differ."
     return f"{over}."

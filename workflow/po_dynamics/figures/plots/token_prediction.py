@@ -58,8 +58,7 @@ def draw_token_prediction(
             ax.set_title(f"({letter}) {_TITLES[components]}" if len(panels) > 1 else _TITLES[components])
             ax.set_xlabel("predicted change, nats" if in_nats else "predicted change,\narbitrary unit")
             if in_nats:
-                for scale in (ax.set_xscale, ax.set_yscale):
-                    scale("symlog", linthresh=LINEAR, subs=None)
+                _logarithmic(ax)
                 lines.diagonal(ax)
         axes[0, 0].set_ylabel("realised change of log π\nof a token, nats")
         title = f"Token by token. {label}: does log π change as predicted?"
@@ -82,8 +81,19 @@ def _draw(ax: Axes, bins: pd.DataFrame, components: tuple[str, ...]) -> None:
         }
         ax.errorbar(of["predicted"], of["median"], bars, label=_NAMES[name], zorder=2, **look)
     if len(components) > 1:
-        ax.legend(frameon=False, fontsize=7, handletextpad=0.2, borderaxespad=0.2)
+        ax.legend(loc="lower right", frameon=False, fontsize=7, handletextpad=0.2, borderaxespad=0.2)
     sns.despine(ax=ax)
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Both axes symmetric-logarithmic, of one scale; on the narrower one no tick where the linear part ends."""
+    for axis, scale, first in ((ax.xaxis, ax.set_xscale, 1), (ax.yaxis, ax.set_yscale, 0)):
+        scale("symlog", linthresh=LINEAR)
+        low, high = axis.get_view_interval()
+        powers = [LINEAR * 10**power for power in range(first, 7)]
+        ticks = [-tick for tick in reversed(powers)] + [0.0, *powers]
+        axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+        axis.set_major_formatter("{x:g}")
 
 
 def _caption(statistics: pd.DataFrame, label: str, in_nats: bool) -> str:
