@@ -30,8 +30,9 @@ def test_rates_are_summed_over_optimizer_steps_with_values_linear_between():
 
 
 def test_an_update_of_ppo_is_several_steps_and_none_while_the_critic_warms_up():
-    weights = Rates.of(curve([1.0, 1.0, 1.0]), steps_per_row=4, idle=2).between(0, 3)
-    assert sum(weights) == 4
+    rates = Rates.of(curve([1.0, 0.5, 0.25, 0.25]), steps_per_row=4, idle=2)
+    assert sum(rates.between(0, 4)) == 2
+    assert rates.steps(0, 4) == 8
 
 
 def test_a_curve_of_another_run_is_refused():

@@ -59,11 +59,11 @@ def _row(pair: Mapping[Any, Any], rates: Rates) -> dict[str, float]:
     step, next_step = int(pair["step"]), int(pair["next_step"])
     weights = rates.between(step, next_step)
     return {
-        "optimizer_steps": (next_step - step) * rates.steps_per_row,
+        "optimizer_steps": rates.steps(step, next_step),
         "rate": sum(weights),
         "change": pair["next_final_loss"] - pair["final_loss"],
-        "predicted": -(weights.earlier * pair["G"] + weights.later * pair["next_G"]),
-        "predicted_adamw": -(weights.earlier * pair["G_adamw"] + weights.later * pair["next_G_adamw"]),
+        "predicted": -weights(pair["G"], pair["next_G"]),
+        "predicted_adamw": -weights(pair["G_adamw"], pair["next_G_adamw"]),
     }
 
 

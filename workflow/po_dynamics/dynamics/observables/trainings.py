@@ -18,8 +18,7 @@ OF_RUN = [key for key in KEYS if key != "step"]
 class Rates(NamedTuple):
     """Learning rates of one training."""
 
-    of_row: pd.Series  # Σ η over the optimizer steps of a row of training.csv, by the row's step
-    steps_per_row: int  # optimizer steps of a row
+    rows: pd.DataFrame  # of training.csv, by step: `steps` of the optimizer, `rate` = Σ η over them
 
     @classmethod
     def of(cls, curve: pd.DataFrame, steps_per_row: int = 1, idle: int = 0) -> Rates:
@@ -30,8 +29,13 @@ class Rates(NamedTuple):
             steps_per_row: optimizer steps of a row: 1 offline; epochs × mini_batches of an update online.
             idle: the policy does not learn in the first so many rows (warm-up of the critic).
         """
-        rate = curve.set_index("step")["learning_rate"] * steps_per_row
-        return cls(rate.where(rate.index > idle, 0.0), steps_per_row)
+        rate = curve.set_index("step")["learning_rate"]
+        steps = np.where(rate.index > idle, steps_per_row, 0)
+        return cls(pd.DataFrame({"steps": steps, "rate": rate * steps}))
+
+    def steps(self, step: int, next_step: int) -> int:
+        """Optimizer steps from one checkpoint to the next."""
+        return int(self.rows["steps"].loc[step + 1 : next_step].sum())
 
     def between(self, step: int, next_step: int) -> Weights:
         """How much the values at the two checkpoints count in Σ η_k x_k, for x linear between them.
@@ -40,7 +44,7 @@ class Rates(NamedTuple):
             InputError: training.csv lacks a step of the interval.
         """
         rows = range(step + 1, next_step + 1)
-        rates = self.of_row.reindex(rows)
+        rates = self.rows["rate"].reindex(rows)
         if rates.isna().any():
             missing = int(rates.index[rates.isna()][0])
             raise InputError(
@@ -58,8 +62,8 @@ class Weights(NamedTuple):
     earlier: float
     later: float
 
-    def __call__(self, earlier: pd.Series, later: pd.Series) -> pd.Series:
-        """Σ η x over the interval; nan where either end is."""
+    def __call__(self, earlier: Any, later: Any) -> Any:
+        """Σ η x over the interval, of numbers or series; nan where either end is."""
         return self.earlier * earlier + self.later * later
 
 
