@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from po_dynamics.figures import captions, lines, style
 from po_dynamics.figures.labels import run_labels
@@ -70,6 +71,7 @@ def _scatter(ax: Axes, table: pd.DataFrame, column: str) -> Any:
         axis(0, color="#777777", linewidth=0.7, zorder=1)
     for marker, (_, of_seed) in zip("osD^vPX" * 10, table.groupby("seed"), strict=False):
         dots = ax.scatter(of_seed[column], of_seed["change"], c=of_seed["step"], marker=marker, zorder=2, **look)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.ticklabel_format(scilimits=(-4, 4))
     sns.despine(ax=ax)
     return dots
