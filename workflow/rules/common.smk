@@ -200,6 +200,14 @@ def training(wildcards):
     }
 
 
+def learning(run):
+    """Optimizer steps of the policy in a row of training.csv, and the rows at the beginning in which it has none."""
+    if run.family == "offline":
+        return {"steps_per_row": 1, "idle": 0}
+    steps = run.settings["epochs"] * run.settings["mini_batches"]
+    return {"steps_per_row": steps, "idle": run.settings["critic_warmup_steps"]}
+
+
 def checkpoints(path):
     return directory(path) if CONFIG["keep_checkpoints"] else temp(directory(path))
 
