@@ -34,6 +34,8 @@ class ProbeSamples(Settings):
 
     train: Annotated[int, Field(ge=2)] = 500
     """of D: pairs offline, roll-outs online"""
+    rollouts: Annotated[int, Field(ge=2)] | None = None
+    """of D online, whose advantages are noisier than labels; null: as many as `train`"""
     final: Annotated[int, Field(ge=2)] = 500
     """of D′: final responses"""
 
