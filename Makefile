@@ -9,11 +9,16 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-fast test-slurm lint format clean
+.PHONY: demo validate test test-fast test-slurm lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete --show-failed-logs
 	@echo "Open results/demo/report.html"
+
+# G against retraining: about half an hour of CPU time, resumable. The last line puts the numbers into the page.
+validate: $(VENV)/.installed
+	$(BIN)/snakemake validate --configfile config/validation.yaml --cores $(CORES) --rerun-incomplete --show-failed-logs
+	$(BIN)/python -m po_dynamics.validation results/validation docs/validation.md
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

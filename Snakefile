@@ -20,6 +20,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/bandit.smk"
 include: "workflow/rules/target.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/validate.smk"
 
 
 onstart:
@@ -41,3 +42,4 @@ rule all:
         figure_files,
         BANDIT_FILES,
         TARGET_FILES,
+        VALIDATION_FILES,

@@ -29,6 +29,7 @@ from po_dynamics.storage import layout
 from transformers import PreTrainedModel
 
 COMPONENTS = ("TOT", "POS")
+BLOCK = 64  # gradients that are multiplied at once
 
 
 class Pool(NamedTuple):
@@ -53,15 +54,29 @@ def pool(model: PreTrainedModel, content: tables.Tables) -> Pool:
     for one in samples:
         if one.set == "train":
             by_id.setdefault(one.sample_id, []).append(one)
-    products = {name: np.zeros((len(final_MP), len(ids))) for name in COMPONENTS}
-    for place, name in enumerate(ids):
+    products: dict[str, list[torch.Tensor]] = {name: [] for name in COMPONENTS}
+    for first in range(0, len(ids), BLOCK):
         gradients = [
-            _train(model, one, [coefficient[rows[name, one.role]] * masks[c][rows[name, one.role]] for c in COMPONENTS])
-            for one in by_id[name]
+            _pair_or_rollout(model, by_id[name], coefficient, masks, rows) for name in ids[first : first + BLOCK]
         ]
         for c, component in enumerate(COMPONENTS):
-            products[component][:, place] = (final_MP @ sum(parts[c] for parts in gradients)).numpy()
-    return Pool(products, sizes)
+            products[component].append(final_MP @ torch.stack([parts[c] for parts in gradients]).T)
+    return Pool({name: torch.cat(parts, 1).double().numpy() for name, parts in products.items()}, sizes)
+
+
+def _pair_or_rollout(
+    model: PreTrainedModel,
+    samples: list[Sample],
+    coefficient: np.ndarray,
+    masks: dict[str, np.ndarray],
+    rows: dict[tuple[str, str], np.ndarray],
+) -> list[torch.Tensor]:
+    """Gradients (P,) of the components, summed over the responses of one sample of D."""
+    found = []
+    for one in samples:
+        at = rows[one.sample_id, one.role]
+        found.append(_train(model, one, [coefficient[at] * masks[c][at] for c in COMPONENTS]))
+    return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)]
 
 
 def _final(model: PreTrainedModel, sample: Sample) -> torch.Tensor:

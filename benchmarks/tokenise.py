@@ -82,8 +82,8 @@ def row_by_row(folder: Path, rows: Path) -> float:
 
 def stage(folder: Path, rows: Path, output: Path) -> None:
     """The stage in a process of its own, as the workflow runs it."""
-    from po_dynamics.data.token_table import TokenTable
-    from po_dynamics.data.tokenising import tokenise
+    from po_dynamics.data.tokens.table import TokenTable
+    from po_dynamics.data.tokens.tokenising import tokenise
 
     started = time.perf_counter()
     tokenise(folder, rows, "preferences", output, special_tokens=False, parallel=True)

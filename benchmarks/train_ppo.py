@@ -127,7 +127,7 @@ def write_inputs(folder: Path, results: Path | None) -> None:
 
 def run_ours(folder: Path, updates: int) -> dict[str, float]:
     import pandas as pd
-    from po_dynamics.data.tokenising import tokenise
+    from po_dynamics.data.tokens.tokenising import tokenise
     from po_dynamics.objectives.registry import bind
     from po_dynamics.ppo import train
 

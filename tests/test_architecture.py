@@ -35,6 +35,7 @@ MAY_USE: dict[str, set[str]] = {
     "probe": MODELS | {"ppo", "dynamics"},  # fresh roll-outs; coefficients and tables
     "world": MODELS | {"training"},  # its base model is trained
     "parity": MODELS | {"ppo", "training"},
+    "validation": MODELS | {"dynamics", "evaluation"},  # trainers reach it as arguments
     "harness": {"errors", "objectives", "settings"},
 }
 MAY_USE["scripts"] = set(MAY_USE) - {"parity"}

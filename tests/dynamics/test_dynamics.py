@@ -1,6 +1,5 @@
 """Dynamics: identities, intervals, re-slicing, observables, prediction; on probes of tiny models."""
 
-import math
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import pytest
 from po_dynamics.dynamics import __main__ as reslice
 from po_dynamics.dynamics import alignment as d
 from po_dynamics.dynamics import segments, stored, tables
-from po_dynamics.dynamics.observables import distributions, logps, prediction
+from po_dynamics.dynamics.observables import distributions, logps
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.registry import bind
 from po_dynamics.probe.passes import Options, probe, with_reference
@@ -80,6 +79,11 @@ def test_unfiltered_total_is_the_sum_of_coefficients_times_scores(ppo):
     g = d.dynamics(ppo).query("segment == 'all' and component == 'TOT' and not filtered")["G"].item()
     scores = ppo.tables.scores
     assert g == pytest.approx(-(scores["coefficient"] * scores["score"]).sum(), rel=1e-12)
+
+
+def test_without_optimizer_state_there_is_no_alignment_of_adamw(dpo, ppo):
+    assert d.dynamics(dpo)["G_adamw"].isna().all()
+    assert d.dynamics(ppo)["G_adamw"].isna().all()
 
 
 def test_cosine_is_within_one_and_norms_are_those_of_the_batches(dpo):
@@ -295,24 +299,3 @@ def test_entanglement_is_the_inner_product_of_the_two_ascent_directions(dpo):
     whole = dpo.tables.batches.query("component == 'TOT' and segment == 'all'").set_index("batch")["grad_norm"]
     squares = table["positive_norm"] ** 2 + table["negative_norm"] ** 2 - 2 * table["inner"]
     np.testing.assert_allclose(np.sqrt(squares), whole.loc[table["batch"]], rtol=1e-5)
-
-
-def test_prediction_and_its_rank_correlation():
-    rng = np.random.default_rng(0)
-    steps = [0, 10, 30, 60, 100, 150, 210, 280, 360]
-    g = rng.normal(size=len(steps))
-    rows = [
-        {**keys(step=s), "component": "TOT", "segment": "all", "filtered": False, "G": x, "G_adamw": math.nan}
-        for s, x in zip(steps, g, strict=True)
-    ]
-    loss = np.concatenate([[20.0], 20 - np.cumsum(0.01 * (g[1:] + g[:-1]) / 2 * np.diff(steps))])
-    losses = pd.DataFrame(
-        [{**keys(step=s), "final_loss": x, "learning_rate": 0.01} for s, x in zip(steps, loss, strict=True)]
-    )
-    table = prediction.prediction(pd.DataFrame(rows), losses)
-    assert table["next_step"].tolist() == steps[1:]
-    np.testing.assert_allclose(table["change"], 0.01 * table["predicted"], rtol=1e-9)
-    rho = prediction.rank_correlation(table).set_index("predictor")
-    assert rho.loc["predicted", "rho"] == pytest.approx(1)
-    assert rho.loc["predicted", "n"] == 8
-    assert math.isnan(rho.loc["predicted_adamw", "rho"])

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 import toy
-from po_dynamics.data.token_table import read_prompts
+from po_dynamics.data.tokens.table import read_prompts
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import responses as evaluation
 from po_dynamics.models.batches import collate, token_logps

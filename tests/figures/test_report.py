@@ -11,6 +11,8 @@ from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
 from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.displacement import draw_displacement
+from po_dynamics.figures.plots.prediction import draw_prediction
+from po_dynamics.figures.plots.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.report import page as report
 
@@ -150,6 +152,19 @@ def test_the_distance_to_the_target_has_a_section_with_its_claims(inputs, tmp_pa
 def test_without_the_exact_bandit_and_the_target_there_are_no_sections(page):
     assert "Where everything is known" not in page.text
     assert {"#known", "#target"}.isdisjoint(page.links)
+
+
+def test_predictions_have_a_section_of_their_own(inputs, tmp_path):
+    files = [tmp_path / f"{name}_dpo.png" for name in ("token_prediction", "prediction")]
+    draw_token_prediction(*synthetic.token_prediction("dpo"), files[0], model="menagerie", run="dpo", runs=RUNS)
+    draw_prediction(*synthetic.prediction("dpo"), files[1], model="menagerie", run="dpo", runs=RUNS)
+    contents = inputs | {"figures": [*inputs["figures"], *files]}
+    report.write_report(tmp_path / "report.html", report.Contents(**contents))
+    page = (tmp_path / "report.html").read_text()
+    section = page.partition('<h2 id="prediction">')[2].partition("<h2 ")[0]
+    assert section.count("<img") == 2
+    assert section.index("Predictive check. DPO") < section.index("Token by token. DPO")
+    assert "Predictive check" not in page.partition('<h2 id="figures">')[2].partition("<h2 ")[0]
 
 
 def test_why_both_fall_has_a_section_with_its_figures_and_the_check(inputs, tmp_path):

@@ -159,6 +159,31 @@ def test_a_default_that_a_run_gives_itself_or_does_not_have_changes_nothing(demo
         assert edited == (online if default == "kl_horizon" else set())
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("validation.left_out", {"dop": [25]}, r"'validation\.left_out\.dop' is 'dop'; .* of menagerie: dpo, ppo"),
+        (
+            "validation.left_out",
+            {"dpo": [30]},
+            r"'validation\.left_out\.dpo' is 30; .* before the last: \[10, 25, 50, 75\]",
+        ),
+        ("validation.left_out", {"dpo": [100]}, r"'validation\.left_out\.dpo' is 100"),
+        ("validation.left_out", {"ppo": [0]}, r"'validation\.left_out\.ppo' is 0; .*\[6, 12, 18\]"),
+        ("models.menagerie.offline.lr_schedule", "cosine", r"left_out\.dpo: lr_schedule' is 'cosine'; .* constant"),
+        ("models.menagerie.offline.warmup_ratio", 0.3, r"'validation\.left_out\.dpo' is 25; .*\[50, 75\]"),
+        ("runs.dpo.probe", False, r"'validation\.left_out\.dpo' is 'dpo'; it must be a run of dpo or ppo, probed"),
+        ("runs.dpo.objective", "ipo", r"'validation\.left_out\.dpo' is 'dpo'; it must be a run of dpo or ppo, probed"),
+        ("validation.halves.run", "ppo", r"'validation\.halves\.run' is 'ppo'; .* of preference pairs"),
+        ("validation.halves.subsets", 2, r"'validation\.halves\.subsets' is 2; .* at least 3"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused(path, value, message):
+    config = yaml.safe_load((ROOT / "config/validation.yaml").read_text())
+    with pytest.raises(InputError, match=message):
+        configuration.load(edit(config, path, value))
+
+
 def edit(config, path, value):
     """A copy with the dotted key set to value, or deleted when value is `...`."""
     config = copy.deepcopy(config)

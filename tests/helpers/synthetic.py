@@ -141,7 +141,7 @@ def trainings(rates, model="menagerie", n=400, step=250):
 
 
 def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
-    """Tables of `observables.prediction`: the change follows the prediction, with noise."""
+    """Tables of `observables.prediction`, `changes` and `assess`: the change follows the prediction, with noise."""
     rng = np.random.default_rng(4)
     steps = STEPS[RUNS[run]["family"]]
     rows = [
@@ -150,10 +150,36 @@ def prediction(run="dpo", seeds=(0, 1), model="menagerie"):
         for seed in seeds
         for step in steps[:-1]
     ]
-    rho = [{"predictor": "predicted", "rho": 0.81, "low": 0.5, "high": 0.95}]
-    rho += [{"predictor": "predicted_adamw", "rho": np.nan, "low": np.nan, "high": np.nan}]
-    correlations = pd.DataFrame(rho).assign(model=model, run=run, final_set="heldout")
-    return pd.DataFrame(rows), correlations
+    values = {"rho": 0.81, "rho_step": 0.78, "rho_rate": -0.6, "over_step": 0.03, "over_rate": 0.21, "slope": 1.1}
+    values |= {"partial_step": 0.2, "partial_rate": 0.7}
+    tests = [
+        {"predictor": predictor, "statistic": name, "value": value, "low": value - 0.1, "high": value + 0.1, "n": 16}
+        for predictor in ("predicted", "predicted_adamw")
+        for name, value in values.items()
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(tests).assign(model=model, run=run, final_set="heldout", seeds=len(seeds))
+
+
+def token_prediction(run="dpo", predictor="predicted_adamw", model="menagerie"):
+    """Tables of `observables.token_prediction`, bins and statistics; D only offline."""
+    sides = {"final": ["TOT"]}
+    if RUNS[run]["family"] == "offline":
+        sides["train"] = ["TOT", "POS", "NEG", "TOP", "MID", "BOT"]
+    values = {"slope_origin": 0.8, "slope": 0.9, "rho": 0.5, "signs_right": 0.66, "signs_base": 0.6, "signs_over": 0.06}
+    keys = {"model": model, "run": run, "final_set": "heldout", "predictor": predictor}
+    bins, statistics = [], []
+    for side, components in sides.items():
+        for shift, component in enumerate(components):
+            named = {**keys, "set": side, "component": component}
+            for place, x in enumerate(np.linspace(-0.3, 0.5, 20)):
+                y = 0.8 * x + shift / 100
+                middle = {"q25": y - 0.05, "median": y, "q75": y + 0.05, "mean": y}
+                bins.append({**named, "bin": place, "n": 100, "predicted": x, **middle})
+            about = {"seed": pd.NA, "step": pd.NA, "next_step": pd.NA, "n_tokens": 12345, "n_samples": 240}
+            for name, value in values.items():
+                row = {"statistic": name, "value": value, "low": value - 0.02, "high": value + 0.02}
+                statistics.append({**named, **about, **row})
+    return pd.DataFrame(bins), pd.DataFrame(statistics)
 
 
 def displacement(run="dpo", seeds=(0, 1), model="menagerie"):

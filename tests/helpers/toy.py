@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from po_dynamics.data.tokenising import tokenise
+from po_dynamics.data.tokens.tokenising import tokenise
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (

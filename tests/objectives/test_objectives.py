@@ -31,6 +31,7 @@ PARAMETERS = {
     "dpo_no_neg": {"beta": 0.3, "before": 7},
     "dpo_no_pos": {"beta": 0.3, "after": 7},
     "dpo_switch": {"beta": 0.3, "at": 7},
+    "dpo_damped": {"beta": 0.3, "pos": 0.0, "neg": 0.6, "top": 0.3, "bot": 0.0},
     "ipo": {"beta": 0.3},
     "simpo": {"beta": 2.0, "gamma": 0.7},
     "cpo": {"beta": 0.3, "alpha": 0.4},
@@ -47,6 +48,7 @@ PARAMETERS = {
     "ppo_no_top": {"epsilon": 0.2},
     "ppo_no_mid": {"epsilon": 0.2},
     "hppo": {"epsilon": 0.2, "t3": 5, "tau": 0.4},
+    "ppo_damped": {"epsilon": 0.2, "pos": 0.5, "neg": 0.0, "mid": 0.3, "bot": 0.0},
     "ppo_clip_higher": {"epsilon": 0.2, "epsilon_high": 0.5},
     "grpo": {"epsilon": 0.2},
 }
@@ -70,6 +72,16 @@ def textbook_rewarded(name, p, logps, reference, r_plus, r_minus, log_z):
     if kind == "rda":
         return F.mse_loss(plus - minus, r_plus - r_minus)
     return F.binary_cross_entropy_with_logits(plus - minus, torch.sigmoid(r_plus - r_minus))
+
+
+def textbook_damped(p, logps, reference):
+    """DPO's two halves with factors by component; ω is a constant."""
+    (plus, minus), (ref_plus, ref_minus) = (x.chunk(2) for x in (logps, reference))
+    omega = (p["beta"] * torch.sigmoid(-p["beta"] * ((plus - ref_plus) - (minus - ref_minus)))).detach()
+    low, high = np.quantile(omega.numpy(), [1 / 3, 2 / 3])
+    factor = torch.full_like(omega, p.get("mid", 1.0))
+    factor[omega <= low], factor[omega >= high] = p.get("bot", 1.0), p.get("top", 1.0)
+    return (omega * factor * (p.get("neg", 1) * minus - p.get("pos", 1) * plus)).mean()
 
 
 def textbook_offline(name, p, step, logps, reference, lengths):
@@ -114,6 +126,10 @@ def textbook_online(name, p, step, logps, old, adv, quantiles):
         factor[mid] = p.get("lambda", 0.0)
     elif name == "hppo":
         factor[adv < 0] = max(min(math.sin(math.pi * step / p["t3"]), 0), -p["tau"]) + 1
+    elif name == "ppo_damped":
+        factor[top], factor[mid], factor[~top & ~mid] = (p.get(group, 1.0) for group in ("top", "mid", "bot"))
+        factor[adv >= 0] *= p.get("pos", 1.0)
+        factor[adv < 0] *= p.get("neg", 1.0)
     elif name not in ("ppo", "ppo_clip_higher", "grpo"):
         raise AssertionError(f"no textbook loss for {name}")
     return -(surrogate * factor).mean()
@@ -170,6 +186,8 @@ def test_offline_coefficients_are_the_gradient(name, scale, step):
     terms = bind(name, PARAMETERS[name])(as_pairs(logps, lengths, reference), step)
     if name in REWARDED:
         loss = textbook_rewarded(name, PARAMETERS[name], logps.sum(1), reference, *rewards_of(lengths, reference))
+    elif name == "dpo_damped":
+        loss = textbook_damped(PARAMETERS[name], logps.sum(1), reference)
     else:
         loss = textbook_offline(name, PARAMETERS[name], step, logps.sum(1), reference, lengths)
     (expected,) = torch.autograd.grad(loss, logps)
@@ -177,10 +195,37 @@ def test_offline_coefficients_are_the_gradient(name, scale, step):
     actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / n
     assert actual.abs().max() > 1e-12
     torch.testing.assert_close(actual, expected * mask, atol=1e-10, rtol=0)
-    if name not in ("dpo_no_neg", "dpo_no_pos", "dpo_switch"):  # these log DPO's loss
+    if name not in ("dpo_no_neg", "dpo_no_pos", "dpo_switch", "dpo_damped"):  # these log DPO's loss
         torch.testing.assert_close(terms.loss_N.mean(), loss.detach(), atol=1e-10, rtol=1e-10)
     assert (terms.weight_N >= 0).all()
     assert not any(tensor.requires_grad for tensor in terms)
+
+
+LEFT_OUT = ("pos", "neg", "top", "mid", "bot")
+
+
+@pytest.mark.parametrize("component", LEFT_OUT)
+def test_leaving_a_component_out_of_dpo_is_the_textbook_s_gradient(component):
+    logps, mask, lengths, reference = token_pairs(n=30)
+    parameters = {"beta": 0.3, component: 0.0}
+    terms = bind("dpo_damped", parameters)(as_pairs(logps, lengths, reference), 0)
+    (expected,) = torch.autograd.grad(textbook_damped(parameters, logps.sum(1), reference), logps)
+    actual = -torch.cat([terms.chosen_N, terms.rejected_N])[:, None] * mask / 30
+    assert (terms.chosen_N == 0).sum() == {"pos": 30, "neg": 0}.get(component, 10)
+    torch.testing.assert_close(actual, expected * mask, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("component", LEFT_OUT)
+def test_leaving_a_component_out_of_ppo_is_the_textbook_s_gradient(component):
+    batch, parameters = tokens(b=12), {"epsilon": 0.2, component: 0.0}
+    terms = bind("ppo_damped", parameters)(batch, 0)
+    flat = [tensor[batch.mask_BT] for tensor in (batch.logps_BT, batch.old_logps_BT, batch.advantages_BT)]
+    (expected,) = torch.autograd.grad(textbook_online("ppo_damped", parameters, 0, *flat, None), batch.logps_BT)
+    torch.testing.assert_close(-terms.coefficient_BT / batch.mask_BT.sum(), expected, atol=1e-10, rtol=0)
+    plain = bind("ppo")(batch, 0).coefficient_BT
+    changed = terms.coefficient_BT != plain
+    assert changed.any()
+    assert (terms.coefficient_BT[changed] == 0).all()
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -252,17 +297,32 @@ def test_uncontrolled_variants_are_dpo_and_ppo():
     logps, _, lengths, reference = token_pairs()
     pairs = as_pairs(logps, lengths, reference)
     dpo = bind("dpo", {"beta": 0.1})(pairs, 5)
-    for name, parameters in {"dpo_no_neg": {"before": 5}, "dpo_no_pos": {"after": 6}}.items():
+    for name, parameters in {"dpo_no_neg": {"before": 5}, "dpo_no_pos": {"after": 6}, "dpo_damped": {}}.items():
         assert all(map(torch.equal, bind(name, {"beta": 0.1} | parameters)(pairs, 5), dpo))
     ppo = bind("ppo")(tokens(), 5)
     for name, parameters in {
         "cppo_top": {"lambda": 1.0},
         "cppo_mid": {"lambda": 1.0},
         "hppo": {"t3": 20, "tau": 0.4},
+        "ppo_damped": {},
         "ppo_clip_higher": {"epsilon_high": 0.2},
         "grpo": {},
     }.items():
         assert all(map(torch.equal, bind(name, parameters)(tokens(), 5), ppo))
+
+
+def test_one_damped_component_is_the_paper_s_variant():
+    pairs, batch = as_pairs(*(token_pairs()[i] for i in (0, 2, 3))), tokens()
+    for name, parameters, damped in (
+        ("dpo_no_neg", {"beta": 0.1, "before": 9}, {"beta": 0.1, "neg": 0}),
+        ("dpo_no_pos", {"beta": 0.1, "after": 5}, {"beta": 0.1, "pos": 0}),
+        ("cppo_top", {"lambda": 0.3}, {"top": 0.3}),
+        ("ppo_no_mid", {}, {"mid": 0}),
+        ("hppo", {"t3": 4, "tau": 0.4}, {"neg": wave(5, 4, 0.4)}),
+    ):
+        general, given = ("dpo_damped", pairs) if name.startswith("dpo") else ("ppo_damped", batch)
+        for ours, expected in zip(bind(general, damped)(given, 5), bind(name, parameters)(given, 5), strict=True):
+            assert torch.equal(ours, expected), name
 
 
 @pytest.mark.parametrize("name", offline_names())

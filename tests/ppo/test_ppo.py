@@ -111,6 +111,19 @@ def test_outputs(finished: Path, world: dict[str, Path]) -> None:
     assert json.loads((finished / "output" / "step-4" / "optimizer.json").read_text())["learning_rate"] == 3e-3
 
 
+def test_from_a_checkpoint_the_second_moments_go_on(finished: Path, world: dict[str, Path], tmp_path: Path) -> None:
+    start, settings = finished / "output" / "step-2", {"max_steps": 3, "checkpoints": [3]}
+    changes = {"policy": start, "reference": world["policy"], "first_step": 2, "settings": settings}
+    train.train_online(**job(world, tmp_path, **changes))
+    end = tmp_path / "output" / "step-3"
+    before, after = (load_file(folder / "exp_avg_sq.safetensors") for folder in (start, end))
+    assert json.loads((end / "optimizer.json").read_text())["step"] == 12  # four optimizer steps an update
+    decayed = {name: value * 0.999**4 for name, value in before.items()}
+    assert all((after[name] >= value * (1 - 1e-5)).all() for name, value in decayed.items())
+    grown = sum(float((after[name] - value).sum()) for name, value in decayed.items())
+    assert 0 < grown < 10 * sum(float(value.sum()) for value in before.values())
+
+
 def test_log_is_consistent(finished: Path) -> None:
     log = pd.read_csv(finished / "log")
     assert (log[["fraction_POS", "fraction_NEG"]].sum(axis=1) - 1).abs().max() < 1e-9

@@ -193,7 +193,7 @@ def test_raw_scores_are_raw_wherever_the_model_is_from(inputs, whole, tmp_path):
     assert done == 0
     hub.download_reward({"name": str(whole)}, tmp_path / "published")
     assert read_normalisation(whole) != (0.0, 1.0)
-    rows = rows_of(inputs)[:6]
+    rows = [*rows_of(inputs)][:6]
     sequences, tokenizer = [row["chosen_ids"] for row in rows], load_tokenizer(whole)
     raw = reward.scores(Critic.from_pretrained(whole).model, sequences, tokenizer.pad_token_id, 3)
     prompts = [[{"role": "user", "content": ""}]] * 6

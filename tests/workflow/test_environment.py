@@ -91,6 +91,10 @@ def rules() -> Iterator[tuple[str, str, set[Path]]]:
     for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
         text = file.read_text()
         constants = dict(re.findall(r'^(\w+) = "(po_dynamics[\w.]+):\w+"', text, flags=re.MULTILINE))
+        chosen = {
+            name: re.findall(r"envs/(\w+\.yaml)", line)
+            for name, line in re.findall(r"^(\w+_ENVIRONMENT) = (.+)$", text, re.M)
+        }
         heads, known = list(HEAD.finditer(text)), {}
         ends = [head.start() for head in heads[1:]] + [len(text)]
         for head, end in zip(heads, ends if heads else [], strict=True):
@@ -100,11 +104,10 @@ def rules() -> Iterator[tuple[str, str, set[Path]]]:
             called = [module for constant, module in constants.items() if re.search(rf"\b{constant}\b", block)]
             if "scripts" in stated:
                 modules = {ROOT / "workflow" / f"{module.replace('.', '/')}.py" for module in called}
-                yield (
-                    head["other"] or head["name"],
-                    stated["envs"],
-                    {ROOT / f"workflow/scripts/{stated['scripts']}", *modules},
-                )
+                files = {ROOT / f"workflow/scripts/{stated['scripts']}", *modules}
+                one_of = next((envs for name, envs in chosen.items() if name in block), None)
+                for env in one_of or [stated["envs"]]:
+                    yield head["other"] or head["name"], env, files
 
 
 def test_environments_have_what_the_scripts_of_their_rules_import():

@@ -48,7 +48,7 @@ EDITS = {
     "PPO's update": statement("ppo/update.py"),
     "the gold reward": statement("world/gold.py"),
     "the exact bandit": statement("bandit/gradients.py"),
-    "the filter and tokenisation": statement("data/tokenising.py"),
+    "the filter and tokenisation": statement("data/tokens/tokenising.py"),
     "counts of the data": statement("data/statistics.py"),
     "samples for the distance": statement("evaluation/target.py"),
     "rewards of pairs": statement("training/preference_rewards.py"),

@@ -164,3 +164,21 @@ def test_the_papers_configuration_passes_a_dry_run(tmp_path, over, trainings):
     assert done.returncode == 0, done.stdout + done.stderr
     planned = dict(re.findall(r"^(train_o\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
     assert sum(map(int, planned.values())) == trainings
+
+
+def test_the_validation_passes_a_dry_run_and_plans_nothing_elsewhere(tmp_path):
+    directory = clone(tmp_path / "clone")
+
+    def plan(*arguments):
+        command = [sys.executable, "-m", "snakemake", "-n", *arguments, "--quiet", "rules"]
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    status, planned = plan("validate", "--configfile", "config/validation.yaml")
+    assert status == 0, planned
+    for rule, jobs in {"retrain_offline_without": 6, "retrain_online_without": 6, "train_halves": 4}.items():
+        assert re.search(rf"{rule} +{jobs}\b", planned), planned
+    assert "judge_responses" not in planned  # of checkpoints; the intervals judge their own
+    status, planned = plan("--configfile", "config/smoke.yaml")
+    assert status == 0
+    assert not re.search(r"^(retrain_\w+|train_halves|\w*validat\w*) +\d", planned, re.MULTILINE), planned

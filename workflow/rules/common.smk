@@ -231,6 +231,14 @@ def training(wildcards):
     }
 
 
+def learning(run):
+    """Optimizer steps of the policy in a row of training.csv, and the rows at the beginning in which it has none."""
+    if run.family == "offline":
+        return {"steps_per_row": 1, "idle": 0}
+    steps = run.settings["epochs"] * run.settings["mini_batches"]
+    return {"steps_per_row": steps, "idle": run.settings["critic_warmup_steps"]}
+
+
 def checkpoints(path):
     return directory(path) if CONFIG["keep_checkpoints"] else temp(directory(path))
 
@@ -352,6 +360,95 @@ def told(wildcards):
     return drawing(wildcards).arguments | {"model": wildcards.model, "runs": runs}
 
 
+def without(wildcards):
+    """The objectives of an interval that is trained again: the run's own (TOT), and without each component."""
+    own = objective(run_of(wildcards))
+    damped = {name: own["parameters"] | {name.lower(): 0.0} for name in ("POS", "NEG", "TOP", "MID", "BOT")}
+    return {"TOT": own} | {
+        name: {"name": f"{own['name']}_damped", "parameters": parameters} for name, parameters in damped.items()
+    }
+
+
+def retraining(function):
+    """The parameters of an interval that is trained again by `function`."""
+    return {
+        "function": function,
+        "code": code("retrain_without.py", function),
+        "objective_code": lambda wildcards: {
+            one["name"]: objective_fingerprint_once(one["name"]) for one in without(wildcards).values()
+        },
+        "objectives": without,
+        "training": training,
+        "last_step": lambda wildcards: EXPERIMENT.next_step(wildcards.model, wildcards.run, int(wildcards.step)),
+        "judge": CONFIG["evaluation"]["judge"],
+        "digest": JUDGE.digest,
+        "judge_code": judge_code,
+        "responses": {"max_new_tokens": CONFIG["evaluation"]["max_new_tokens"]},
+        "state": f"{layout.STATE}/without_from-{{step}}",
+    }
+
+
+def left_out():
+    """(model, run, seed, step) of every checkpoint from which an interval is trained again."""
+    return [
+        (model, run, seed, step)
+        for model, run, seed in seeds()
+        for step in CONFIG["validation"]["left_out"].get(run, [])
+    ]
+
+
+def retrained(wildcards):
+    return [
+        of_experiment(layout.WITHOUT, model=model, run=run, seed=seed, step=step)
+        for model, run, seed, step in left_out()
+    ]
+
+
+def intervals(wildcards):
+    """Where each of `retrained` ends, and how many optimizer steps a row of its training.csv is."""
+    found = []
+    for model, run, _, step in left_out():
+        settings = RUNS[model, run].settings
+        updates = settings["epochs"] * settings["mini_batches"] if RUNS[model, run].family == "online" else 1
+        found.append({"next_step": EXPERIMENT.next_step(model, run, step), "updates": updates})
+    return found
+
+
+def full_trainings():
+    """(model, run, seed) of the trainings whose pairs are halved."""
+    run = CONFIG["validation"]["halves"]["run"]
+    return [(model, run, RUNS[model, run].seeds[0]) for model in MODELS]
+
+
+def subsets_of_chunk(wildcards):
+    """The numbers of the halves that one job trains on."""
+    about = CONFIG["validation"]["halves"]
+    size, first = about["subsets_per_job"], int(wildcards.chunk) * about["subsets_per_job"]
+    return list(range(first, min(first + size, about["subsets"])))
+
+
+def halved(wildcards):
+    about = CONFIG["validation"]["halves"]
+    return [
+        of_experiment(layout.HALVES, model=model, run=run, seed=seed, chunk=chunk)
+        for model, run, seed in full_trainings()
+        for chunk in range(-(-about["subsets"] // about["subsets_per_job"]))
+    ]
+
+
+def probed_whole(wildcards):
+    """The probes that give every pair its score."""
+    return [
+        of_experiment(layout.PROBE, model=model, run=run, seed=seed, final_set="heldout")
+        for model, run, seed in full_trainings()
+    ]
+
+
+def validated(wildcards):
+    """Tables of a figure of validation, named as the arguments of its function."""
+    return {name: ancient(VALIDATION[name]) for name in VALIDATION_DRAWN[wildcards.figure]}
+
+
 def judge_code(wildcards):
     return code_of_judge(JUDGE)
 
@@ -394,3 +491,4 @@ wildcard_constraints:
     final_set="heldout|train",
     data_set=names(DATA_SETS),
     chunk=r"\d+",
+    step=r"\d+",

@@ -35,6 +35,9 @@ rule write_config:
 rule tabulate_dynamics:
     input:
         unpack(artefacts(probes=probed)),
+        curves=[
+            of_experiment(layout.CURVES, model=model, run=run, seed=seed) for model, run, seed in seeds(probed=True)
+        ],
     output:
         dynamics=DYNAMICS,
         advantages=f"{layout.TABLES}/advantages.parquet",
@@ -42,7 +45,9 @@ rule tabulate_dynamics:
         logps=f"{layout.TABLES}/logps.parquet",
         entanglement=f"{layout.TABLES}/entanglement.parquet",
         prediction=f"{layout.TABLES}/prediction.parquet",
-        rank_correlation=f"{layout.TABLES}/rank_correlation.parquet",
+        prediction_tests=f"{layout.TABLES}/prediction_tests.parquet",
+        token_prediction=f"{layout.TABLES}/token_prediction.parquet",
+        token_bins=f"{layout.TABLES}/token_bins.parquet",
         resolution=f"{layout.TABLES}/resolution.csv",
         displacement=f"{layout.TABLES}/displacement.csv",
         displacement_check=f"{layout.TABLES}/displacement_check.csv",
@@ -53,6 +58,7 @@ rule tabulate_dynamics:
         "../../envs/plot.yaml"
     params:
         code=code("tabulate_dynamics.py"),
+        learning={f"{model}/{name}": learning(run) for (model, name), run in RUNS.items() if run.final_sets},
     script:
         "../scripts/tabulate_dynamics.py"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from po_dynamics.harness.job import stage
 
 with stage(snakemake):
-    from po_dynamics.data.tokenising import tokenise
+    from po_dynamics.data.tokens.tokenising import tokenise
 
     name, rows = snakemake.wildcards.data_set, Path(snakemake.input.rows)
     tokenise(

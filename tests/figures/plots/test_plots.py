@@ -14,6 +14,7 @@ from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.alignment import draw_alignment
 from po_dynamics.figures.plots.displacement import draw_displacement
 from po_dynamics.figures.plots.prediction import draw_prediction
+from po_dynamics.figures.plots.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.plots.win_rates import draw_win_rates
 
@@ -51,7 +52,13 @@ def test_predictive_check_shows_every_pair_and_its_correlation(kept, tmp_path):
     figure, _, _, text = kept[0]
     assert [sum(len(dots.get_offsets()) for dots in ax.collections) for ax in figure.axes[:2]] == [16, 16]
     assert "16 pairs of checkpoints" in text
-    assert "0.81 (0.50 to 0.95) for G." in text
+    assert "is 0.81 (0.71 to 0.91) for G, 0.78 for the step number alone, −0.60 for Ση alone (same 16 pairs)" in text
+    assert "It is not known to beat the step number alone: difference 0.03 (−0.07 to 0.13)" in text
+    assert "it says more than Ση alone" in text
+    assert "Each predicted nat was 1.10 (1.00 to 1.20) nats" in text
+    assert "no AdamW-aware prediction for 8 pairs without optimizer state" in text
+    assert "two trainings hardly show" in text
+    assert len(figure.axes[1].lines) == len(figure.axes[0].lines) + 1  # the diagonal, where the axes are both in nats
     table["predicted_adamw"] = np.nan
     draw_prediction(table, correlations, tmp_path / "x.png", model="menagerie", run="dpo", runs=RUNS)
     assert len(kept[1][0].axes) == 2  # one panel and the colour bar
@@ -80,6 +87,37 @@ def test_what_was_not_measured_is_said_in_its_panel(kept, tmp_path):
     assert [texts[i] for i in (2, 3, 4, 5)] == [["not measured"], ["chosen fell"], ["not measured"], ["not measured"]]
     with pytest.raises(InputError, match="no row with run = ipo; seen: dpo"):
         draw_displacement(shown, tmp_path / "x.png", model="menagerie", run="ipo", runs=RUNS)
+
+
+def test_tokens_by_prediction_of_both_sides_with_what_they_are_worth(kept, tmp_path):
+    def draw(*arguments):
+        bins, statistics = synthetic.token_prediction(*arguments)
+        run = arguments[0]
+        draw_token_prediction(bins, statistics, tmp_path / "x.png", model="menagerie", run=run, runs=RUNS)
+        return kept[-1]
+
+    figure, _, _, text = draw("dpo")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        "(a) final responses",
+        "(b) pairs, by sign",
+        "(c) pairs, by weight",
+    ]
+    assert [len(ax.containers) for ax in figure.axes] == [1, 2, 3]
+    assert (
+        "Final responses D′ (12,345 tokens over all intervals and seeds, 240 prompts): slope 0.80 (0.78 to 0.82)"
+        in text
+    )
+    assert "Training pairs D, rejected (12,345 tokens over all intervals and seeds, 240 pairs)" in text
+    assert "right for 66.0%, more than the 60.0%" in text
+    assert "the trainings are held fixed" in text
+    assert "pull on itself" in text
+    figure, _, _, text = draw("ppo")
+    assert len(figure.axes) == 1
+    assert "pull on itself" not in text
+    figure, _, _, text = draw("ppo", "predicted")  # probed without optimizer state
+    assert "slope" not in text
+    assert "arbitrary unit" in figure.axes[0].get_xlabel()
+    assert len(figure.axes[0].lines) == 3  # two axes and the dots, no diagonal
 
 
 def caption(path):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from po_dynamics.data.token_table import TokenTable
+from po_dynamics.data.tokens.table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.storage.parquet import read_rows
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from po_dynamics.data.schema import COLUMNS, SOURCES
-from po_dynamics.data.token_table import TokenTable, Use
+from po_dynamics.data.tokens.table import TokenTable, Use
 from po_dynamics.storage.parquet import read_table
 
 COUNTS = ["data_set", "model", "step", "reason", "rows"]

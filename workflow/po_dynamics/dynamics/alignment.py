@@ -189,7 +189,7 @@ class Whole(NamedTuple):
         final, final_batch = ({}, np.zeros(0)) if options.changed else _final_sides(content.drifts)
         final = {name: final[name] for name in masks if name in final}
         if final and math.isnan(adamw["TOT"]):
-            adamw["TOT"] = content.drifts["drift_adamw"].sum() / len(final_batch)
+            adamw["TOT"] = content.drifts["drift_adamw"].sum(skipna=False) / len(final_batch)
         on_policy = not pairs and content.metadata["top_p"] in (None, 1)
         control = np.bincount(sample, scores["score"]) if on_policy else None
         whole = cls(train, final, adamw, control, batch, final_batch, n_B, dots)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.data.token_table import Prompt, open_prompts
+from po_dynamics.data.tokens.table import Prompt, open_prompts
 from po_dynamics.models.batches import Batch
 from po_dynamics.models.loading import context_length, load_model
 from po_dynamics.models.tokenizers import prepare_tokenizer, read_tokenizer

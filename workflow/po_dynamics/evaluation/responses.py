@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.data.token_table import Prompt, read_prompts
+from po_dynamics.data.tokens.table import Prompt, read_prompts
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation.policies import divergence, draw_prompts, load_policy
 from po_dynamics.models.batches import collate, longest_first

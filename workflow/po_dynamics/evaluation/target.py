@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.data.token_table import Prompt
+from po_dynamics.data.tokens.table import Prompt
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation.policies import Divergence, divergence, draw_prompts, load_policy
 from po_dynamics.models import reward_models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -23,6 +24,16 @@ def seeds(values: Iterable[int]) -> str:
     """How many seeds, and which."""
     ordered = sorted(set(values))
     return f"one seed ({ordered[0]})" if len(ordered) == 1 else f"{len(ordered)} seeds ({', '.join(map(str, ordered))})"
+
+
+def number(value: float) -> str:
+    """Two decimals and a true minus."""
+    return "not known" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.81 (0.50 to 0.95)`, without what is not known."""
+    return number(value) + ("" if math.isnan(low) else f" ({number(low)} to {number(high)})")
 
 
 def paragraphs(*texts: str) -> str:

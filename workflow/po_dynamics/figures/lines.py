@@ -67,6 +67,14 @@ def level(ax: Axes, y: float) -> None:
     ax.axhline(y, color="#777777", linewidth=0.7, zorder=1)
 
 
+def diagonal(ax: Axes) -> None:
+    """The dashed line on which both axes, of one scale, are equal, within the limits that the data set."""
+    limits = ax.get_xlim(), ax.get_ylim()
+    ends = [max(low for low, _ in limits), min(high for _, high in limits)]
+    ax.plot(ends, ends, color="#777777", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+    ax.set(xlim=limits[0], ylim=limits[1])
+
+
 def draw_table(
     ax: Axes,
     table: pd.DataFrame,

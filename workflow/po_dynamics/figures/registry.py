@@ -86,7 +86,13 @@ FIGURES = (
     Figure(
         "prediction_{run}",
         "prediction:draw_prediction",
-        ("prediction.parquet", "rank_correlation.parquet"),
+        ("prediction.parquet", "prediction_tests.parquet"),
+        final_set="heldout",
+    ),
+    Figure(
+        "token_prediction_{run}",
+        "token_prediction:draw_token_prediction",
+        ("token_bins.parquet", "token_prediction.parquet"),
         final_set="heldout",
     ),
     Figure(

@@ -7,12 +7,14 @@ so nothing heavy is imported here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from po_dynamics.errors import InputError
 from po_dynamics.objectives.declaration import Objective
+from po_dynamics.objectives.families import UNCONTROLLED, is_uncontrolled
 from po_dynamics.objectives.registry import bind, canonical
 from po_dynamics.settings.experiment import Configuration, RunEntry, Start
 from po_dynamics.settings.judging.calls import Calls
@@ -68,6 +70,11 @@ class Experiment:
         """Judged models: the base models, and every checkpoint of every seed."""
         return len(self.config["models"]) + sum(len(run.steps) * len(run.seeds) for run in self.runs.values())
 
+    def next_step(self, model: str, run: str, step: int) -> int:
+        """The run's checkpoint after `step`."""
+        steps = self.runs[model, run].steps
+        return steps[steps.index(step) + 1]
+
     def chunks(self, model: str, run: str) -> list[list[int]]:
         """The run's checkpoints in the portions that one job handles."""
         steps = self.runs[model, run].steps
@@ -96,6 +103,8 @@ def load(config: Mapping[str, Any]) -> Experiment:
         _check_start(resolved, runs)
     _check_target(settings, runs)
     _check_distinct(runs.values())
+    if settings.validation:
+        _check_validation(settings, runs, judge)
     return Experiment(settings.resolved(), runs, judge, settings.evaluation.judging)
 
 
@@ -212,3 +221,39 @@ def _check_distinct(runs: Iterable[Run]) -> None:
                 f"({' and '.join(dict.fromkeys([other.objective.name, run.objective.name]))} with equal parameters, "
                 f"settings and start); remove one of them"
             )
+
+
+def _check_validation(settings: Configuration, runs: Mapping[tuple[str, str], Run], judge: Judge) -> None:
+    """An interval is trained again at the rates of the run, from a checkpoint with optimizer state to the next one."""
+    assert settings.validation is not None
+    if judge.remote or judge.in_process:
+        raise _bad("evaluation.judge", settings.evaluation.judge, "a judge that is a function, where G is validated")
+    for name, steps in settings.validation.left_out.items():
+        key = f"validation.left_out.{name}"
+        for model in settings.models:
+            run = _validated(key, name, model, runs)
+            if run.settings["lr_schedule"] != "constant":
+                raise _bad(
+                    f"{key}: lr_schedule", run.settings["lr_schedule"], "constant, or the intervals' rates differ"
+                )
+            inner = [step for step in run.steps[:-1] if step >= _warmup(run) and step]
+            if other := [step for step in steps if step not in inner]:
+                raise _bad(key, other[0], f"a checkpoint after the warm-up and before the last: {inner}")
+    for model in settings.models:
+        halved = _validated("validation.halves.run", settings.validation.halves.run, model, runs)
+        if halved.family != "offline":
+            raise _bad("validation.halves.run", halved.name, "a run of preference pairs")
+
+
+def _validated(key: str, name: str, model: str, runs: Mapping[tuple[str, str], Run]) -> Run:
+    of_model = [run for (of, _), run in runs.items() if of == model and not run.init_run]
+    known = {run.name: run for run in of_model if "heldout" in run.final_sets and is_uncontrolled(run.objective.name)}
+    if name not in known:
+        allowed = f"a run of {' or '.join(UNCONTROLLED.values())}, probed with held-out prompts"
+        raise _bad(key, name, f"{allowed}; of {model}: {', '.join(known) or 'none'}")
+    return known[name]
+
+
+def _warmup(run: Run) -> int:
+    """Steps of the rising learning rate."""
+    return math.ceil(run.settings.get("warmup_ratio", 0.0) * run.settings["max_steps"])

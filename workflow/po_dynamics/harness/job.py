@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from po_dynamics.errors import InputError
 
 PACKAGES = ("torch", "transformers", "trl", "datasets", "pandas", "seaborn", "alpaca_eval", "openai", "snakemake")
-# Rules that may use the hub, by how their names begin: whoever downloads, and judges, which may load a model of it.
-ONLINE = ("download_", "examine_judge", "judge_responses", "mark_judge")
+# Rules that may use the hub, by how their names begin: whoever downloads, or judges, perhaps with a model of it.
+ONLINE = ("download_", "examine_judge", "judge_responses", "mark_judge", "retrain_")
 
 
 class Tee:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from po_dynamics.errors import InputError
@@ -45,3 +46,12 @@ def components(positive: Any, valid: Any = None) -> dict[str, Any]:
     """Masks of POS and NEG: `positive` is `role == "chosen"` offline (Eqs. 6, 7), `advantage >= 0` online (12, 13)."""
     negative = ~positive
     return {"POS": positive, "NEG": negative} if valid is None else {"POS": positive & valid, "NEG": negative & valid}
+
+
+def damping(factors: Mapping[str, float], masks: Mapping[str, Any], dtype: Any) -> Any:
+    """The product of the factors of the components that a token or pair is in; tensors in the shape of the masks."""
+    product = 1.0
+    for name, factor in factors.items():
+        if factor != 1:
+            product = product * (1 - (1 - factor) * masks[name].to(dtype))
+    return product

@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from po_dynamics.objectives.declaration import Bounds, NonNegative, Positive, offline
+from po_dynamics.objectives.components import damping, groups
+from po_dynamics.objectives.declaration import Bounds, Fraction, NonNegative, Positive, offline
 from po_dynamics.objectives.schedules import ramp
 
 if TYPE_CHECKING:
@@ -107,6 +108,27 @@ def dpo_switch(pairs: Pairs, step: int, *, beta: Positive, at: NonNegative) -> P
     """Eq. 6 alone before a step, Eq. 7 alone from it on; ω and the loss that is logged stay DPO's."""
     terms = dpo(pairs, step, beta=beta)
     return terms._replace(chosen_N=terms.chosen_N * (step < at), rejected_N=terms.rejected_N * (step >= at))
+
+
+@offline
+def dpo_damped(
+    pairs: Pairs,
+    step: int,
+    *,
+    beta: Positive,
+    pos: Fraction = 1.0,
+    neg: Fraction = 1.0,
+    top: Fraction = 1.0,
+    mid: Fraction = 1.0,
+    bot: Fraction = 1.0,
+) -> PairTerms:
+    """DPO with each component (Eqs. 6–10) times a factor of its own: 1 keeps it, 0 leaves it out.
+
+    TOP, MID and BOT are those of the pairs given: in training of a micro-batch. ω and the logged loss stay DPO's.
+    """
+    terms = dpo(pairs, step, beta=beta)
+    factor = damping({"TOP": top, "MID": mid, "BOT": bot}, groups(terms.weight_N), terms.weight_N.dtype)
+    return terms._replace(chosen_N=terms.chosen_N * (pos * factor), rejected_N=terms.rejected_N * (neg * factor))
 
 
 @offline

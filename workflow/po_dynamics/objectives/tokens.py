@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from po_dynamics.objectives.components import groups
+from po_dynamics.objectives.components import components, damping, groups
 from po_dynamics.objectives.declaration import Fraction, Positive, online, online_grouped
 from po_dynamics.objectives.schedules import wave
 
@@ -46,10 +46,12 @@ def _clipped(tokens: Tokens, low: float, high: float, factor_BT: Tensor | float 
     return TokenTerms((ratio_BT * weighted_BT).where(inside_BT, 0.0), advantages_BT.abs(), -clip_BT * weighted_BT)
 
 
-def _damped(tokens: Tokens, epsilon: float, group: str, lambda_: float) -> TokenTerms:
-    """PPO with the tokens of one group of |Â| multiplied by λ."""
-    selected_BT = groups(tokens.advantages_BT.abs(), tokens.mask_BT, tokens.quantiles)[group]
-    return _clipped(tokens, epsilon, epsilon, 1 - (1 - lambda_) * selected_BT.to(tokens.advantages_BT.dtype))
+def _damped(tokens: Tokens, epsilon: float, **factors: float) -> TokenTerms:
+    """PPO with the tokens of each component that is named multiplied by its factor."""
+    masks = components(tokens.advantages_BT >= 0, tokens.mask_BT)
+    if not factors.keys() <= masks.keys():
+        masks |= groups(tokens.advantages_BT.abs(), tokens.mask_BT, tokens.quantiles)
+    return _clipped(tokens, epsilon, epsilon, damping(factors, masks, tokens.advantages_BT.dtype))
 
 
 @online
@@ -61,32 +63,47 @@ def ppo(tokens: Tokens, step: int, *, epsilon: Positive = 0.2) -> TokenTerms:
 @online
 def cppo_top(tokens: Tokens, step: int, *, epsilon: Positive = 0.2, lambda_: Fraction) -> TokenTerms:
     """Controlled PPO: tokens with |Â| ≥ Q_2/3 times λ, Eq. 33."""
-    return _damped(tokens, epsilon, "TOP", lambda_)
+    return _damped(tokens, epsilon, TOP=lambda_)
 
 
 @online
 def cppo_mid(tokens: Tokens, step: int, *, epsilon: Positive = 0.2, lambda_: Fraction) -> TokenTerms:
     """Controlled PPO: tokens with Q_1/3 < |Â| < Q_2/3 times λ, Eq. 34."""
-    return _damped(tokens, epsilon, "MID", lambda_)
+    return _damped(tokens, epsilon, MID=lambda_)
 
 
 @online
 def ppo_no_top(tokens: Tokens, step: int, *, epsilon: Positive = 0.2) -> TokenTerms:
     """PPO without its top component (Eq. 14): Eq. 33 at λ = 0."""
-    return _damped(tokens, epsilon, "TOP", 0.0)
+    return _damped(tokens, epsilon, TOP=0.0)
 
 
 @online
 def ppo_no_mid(tokens: Tokens, step: int, *, epsilon: Positive = 0.2) -> TokenTerms:
     """PPO without its middle component (Eq. 15): Eq. 34 at λ = 0."""
-    return _damped(tokens, epsilon, "MID", 0.0)
+    return _damped(tokens, epsilon, MID=0.0)
 
 
 @online
 def hppo(tokens: Tokens, step: int, *, epsilon: Positive = 0.2, t3: Positive, tau: Positive) -> TokenTerms:
     """Hybrid PPO: tokens with Â < 0 times λ_t, Eq. 35."""
-    negative_BT = (tokens.advantages_BT < 0).to(tokens.advantages_BT.dtype)
-    return _clipped(tokens, epsilon, epsilon, 1 - (1 - wave(step, t3, tau)) * negative_BT)
+    return _damped(tokens, epsilon, NEG=wave(step, t3, tau))
+
+
+@online
+def ppo_damped(
+    tokens: Tokens,
+    step: int,
+    *,
+    epsilon: Positive = 0.2,
+    pos: Fraction = 1.0,
+    neg: Fraction = 1.0,
+    top: Fraction = 1.0,
+    mid: Fraction = 1.0,
+    bot: Fraction = 1.0,
+) -> TokenTerms:
+    """PPO with each component (Eqs. 12–16) times a factor of its own: 1 keeps it, 0 leaves it out."""
+    return _damped(tokens, epsilon, POS=pos, NEG=neg, TOP=top, MID=mid, BOT=bot)
 
 
 @online

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from po_dynamics.data.token_table import Prompt
+from po_dynamics.data.tokens.table import Prompt
 from po_dynamics.models.batches import Batch, chunks, collate, needed_width, token_logps, unmasked
 from po_dynamics.models.critic import token_values
 from po_dynamics.models.reward_models import Scorer

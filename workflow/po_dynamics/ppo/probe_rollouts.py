@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from po_dynamics.data.token_table import open_prompts
+from po_dynamics.data.tokens.table import open_prompts
 from po_dynamics.errors import InputError
 from po_dynamics.models import reward_models
 from po_dynamics.models.critic import Critic

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from transformers import AutoConfig
 
-from po_dynamics.data.token_table import open_prompts
+from po_dynamics.data.tokens.table import open_prompts
 from po_dynamics.models import reward_models
 from po_dynamics.models.loading import context_length, load_model
 from po_dynamics.models.sampling import check_lengths, mix
@@ -42,6 +42,7 @@ from po_dynamics.ppo.experience import (
 from po_dynamics.ppo.update import NonFiniteError, Update, set_learning_rates
 from po_dynamics.settings.online import Online
 from po_dynamics.storage.distributed import any_process
+from po_dynamics.storage.moments import restore_moments
 from po_dynamics.storage.state import Termination, TrainingLog, open_state, require_finite
 
 
@@ -61,10 +62,12 @@ def train_online(
     """Trains `policy` (the SFT model) on the prompts of a table of tokens and writes checkpoints and a log.
 
     `reward` is a reward-model folder or "module:function"; `reference` the model of the KL penalty (default: `policy`);
-    `settings` is models.<m>.online. Checkpoints are `output`/step-<t>/, t = completed updates (roll-out batches), `log`
-    is training.csv. Until the run is complete everything lives in `state`; killed and started again, it continues and
-    ends bit-identical on a CPU. SIGTERM saves and exits with 143. Runs under `accelerate launch` on several processes.
-    Raises InputError for bad inputs before any training, and for losses, gradients or rewards that are not finite.
+    `settings` is models.<m>.online. From a checkpoint `step-<first_step>` of another run the policy's AdamW goes on
+    with the second moments stored there and no momentum; the critic's is new. Checkpoints are `output`/step-<t>/, t =
+    completed updates (roll-out batches), `log` is training.csv. Until the run is complete everything lives in `state`;
+    killed and started again, it continues and ends bit-identical on a CPU. SIGTERM saves and exits with 143. Runs under
+    `accelerate launch` on several processes. Raises InputError for bad inputs before any training, and for losses,
+    gradients or rewards that are not finite.
     """
     sources = Sources(policy, reward, reference or policy, prompts)
     run = Run(sources, state, objective, Online.of(settings, "online"), seed)
@@ -93,6 +96,7 @@ class Run:
 
     def __init__(self, sources: Sources, state: Path, objective: Objective, settings: Online, seed: int) -> None:
         self.objective, self.settings, self.seed, self.state = objective, settings, seed, state
+        self.policy = sources.policy
         self.group_size = group_size(settings, objective)
         # No broadcast of (constant) buffers: forward passes then hold no collective, and their number may differ.
         independent = DistributedDataParallelKwargs(broadcast_buffers=False)
@@ -127,6 +131,8 @@ class Run:
             open_state(self.state, {name: str(value) for name, value in signature.items()})
         self.accelerator.wait_for_everyone()
         step, stored = first_step, ppo_state.restore(self.state, self.learner)
+        if stored is None and first_step:
+            restore_moments(self.policy, self.learner.policy, self.learner.policy_optimizer)
         if stored is not None:
             step, self.kl_coefficient = stored
             ppo_state.require_checkpoints(self.state, [s for s in self.settings.checkpoints if first_step <= s <= step])

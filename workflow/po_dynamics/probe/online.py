@@ -20,7 +20,8 @@ def probe_online(run: ProbedRun, reward: str | Path) -> None:
         InputError: before any long work where a folder, a table or a setting is unusable.
     """
     folders, final = open_inputs(run)
-    n, seed = run.settings.samples.train, run.settings.seed
+    samples, seed = run.settings.samples, run.settings.seed
+    n = samples.rollouts or samples.train
 
     def draw(folder: Path) -> list[Sample]:
         sources = Sources(folder, reward, run.reference, run.preferences)

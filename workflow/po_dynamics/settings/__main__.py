@@ -38,6 +38,8 @@ SECTIONS = {
     "evaluation.judging.prices.<model>": ("Price",),
     "bandit": ("ExactBandit",),
     "target": ("Target",),
+    "validation": ("Validation",),
+    "validation.halves": ("Halves",),
 }
 INTRODUCTION = f"""<!-- Written by `{COMMAND}` from workflow/po_dynamics/settings/; edit there. -->
 

@@ -12,7 +12,7 @@ from po_dynamics.settings.base import NAME, Count, Distinct, Positive, Rate, Set
 from po_dynamics.settings.data import Data
 from po_dynamics.settings.judging.calls import Calls
 from po_dynamics.settings.models import Model
-from po_dynamics.settings.probe import FinalSets, Probe
+from po_dynamics.settings.probe import FinalSets, Probe, Validation
 
 RESERVED = ("base", "sft", "reward", "published_reward", "reference", "evaluation")  # folders beside those of runs
 
@@ -140,6 +140,8 @@ class Configuration(Settings):
     """the exact bandit beside the language models, `{}` with its defaults; null: without; see docs/udrra.md"""
     target: Target | None = None
     """distance of policies to the target of their objectives; null: without; see docs/udrra.md"""
+    validation: Validation | None = None
+    """trainings that leave something out, to validate G; null: without; see docs/validation.md"""
     device_memory_gb: Annotated[float, Field(gt=4)] = 80.0
     """of one graphics card; jobs of published models ask for as many as their parameters need"""
     devices_per_node: Positive = 8

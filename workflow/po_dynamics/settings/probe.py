@@ -1,4 +1,4 @@
-"""The probe: G, scores and norms of every checkpoint of a probed run."""
+"""The probe: G, scores and norms of every checkpoint of a probed run; and its validation by retraining."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from po_dynamics.settings.base import Count, Distinct, Positive, Rate, Settings
+from po_dynamics.settings.base import Count, Distinct, Positive, Rate, Settings, Steps
 
 FinalSets = Distinct[Literal["heldout", "train"]]
 
@@ -34,6 +34,8 @@ class ProbeSamples(Settings):
 
     train: Annotated[int, Field(ge=2)] = 500
     """of D: pairs offline, roll-outs online"""
+    rollouts: Annotated[int, Field(ge=2)] | None = None
+    """of D online, whose advantages are noisier than labels; null: as many as `train`"""
     final: Annotated[int, Field(ge=2)] = 500
     """of D′: final responses"""
 
@@ -77,3 +79,25 @@ class Probe(Settings):
     """largest relative difference of forward and reverse mode; null: what the precision allows"""
     seed: Count = 0
     """of the draw of samples"""
+
+
+class Halves(Settings):
+    """Trainings on random halves of the preference pairs, for the linear datamodelling score."""
+
+    run: str
+    """a probed run of DPO; `probe.samples` must cover all pairs; its first seed is the full training"""
+    subsets: Annotated[int, Field(ge=3)] = 40
+    """halves, one training each"""
+    subsets_per_job: Positive = 10
+    """trainings of one job"""
+    seed: Count = 0
+    """of the draw of halves"""
+
+
+class Validation(Settings):
+    """Trainings that leave something out, to hold G against; see docs/validation.md."""
+
+    left_out: Annotated[dict[str, Steps], Field(min_length=1)]
+    """probed runs of DPO or PPO, and their checkpoints from which the interval to the next one is trained again"""
+    halves: Halves
+    """of the preference pairs"""

@@ -22,6 +22,7 @@ EXAMINATION = EXPERIMENT + "/examination"
 JUDGED_PAIRS = EXAMINATION + "/judged.json"
 FIGURES = EXPERIMENT + "/figures/{model}"
 BANDIT_FIGURE = EXPERIMENT + "/figures/bandit"  # of no model
+VALIDATION_FIGURES = EXPERIMENT + "/figures/validation_{figure}"
 
 MODEL = EXPERIMENT + "/{model}"
 MODEL_LOGS = LOGS + "/{model}"
@@ -47,6 +48,8 @@ FINAL_RESPONSES = RUN + "/final_responses/{final_set}.parquet"
 PROBE_CHUNK = RUN + "/probe_chunks/{final_set}/{chunk}"
 PROBE = RUN + "/probe/{final_set}"
 PROBED_STEP = PROBE + "/step-{step}"
+WITHOUT = RUN + "/validation/without_from-{step}"  # an interval trained again, with and without each component
+HALVES = RUN + "/validation/halves_{chunk}"  # trainings on random halves of the pairs
 EVALUATION = RUN + "/evaluation/{chunk}"
 
 RESPONSES = "/responses.parquet"  # of an evaluation

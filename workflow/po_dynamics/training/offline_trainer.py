@@ -30,8 +30,7 @@ from po_dynamics.objectives.declaration import Objective
 from po_dynamics.objectives.pairs import Pairs, PairTerms
 from po_dynamics.objectives.schedules import learning_rate_factor
 from po_dynamics.settings.training import Offline
-from po_dynamics.storage.checkpoints import read_moments
-from po_dynamics.storage.sharding import shard_like
+from po_dynamics.storage.moments import restore_moments
 from po_dynamics.training.resume import collate_with_ids
 
 METRICS = (  # means over the pairs of a step; log-probs in nats, sums over response tokens
@@ -177,7 +176,7 @@ class AbsoluteSteps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._set_schedule(kwargs["lr_scheduler"], kwargs["optimizer"], state.global_step)
         if state.global_step == 0 and self.first_step:
-            self._restore_moments(kwargs["model"], kwargs["optimizer"])
+            restore_moments(self.init, kwargs["model"], kwargs["optimizer"])
 
     def _set_schedule(self, scheduler: Any, optimizer: Any, done: int) -> None:
         last = self.settings.max_steps
@@ -190,14 +189,3 @@ class AbsoluteSteps(TrainerCallback):
         scheduler._last_lr = [base * factor(done) for base in scheduler.base_lrs]  # what is logged
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
-
-    def _restore_moments(self, model: Any, optimizer: Any) -> None:
-        moments, inner = read_moments(self.init), getattr(optimizer, "optimizer", optimizer)
-        if moments is None:
-            return
-        for name, parameter in getattr(model, "module", model).named_parameters():
-            inner.state[parameter] = {
-                "step": torch.tensor(float(self.first_step), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": shard_like(moments[name], parameter),
-            }

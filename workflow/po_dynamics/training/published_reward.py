@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from po_dynamics.data.token_table import open_prompts
+from po_dynamics.data.tokens.table import open_prompts
 from po_dynamics.models import reward_models
 from po_dynamics.models.critic import fit_normalisation
 from po_dynamics.models.loading import NORMALISATION, default_device, load_model

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.token_table import TokenTable
+from po_dynamics.data.tokens.table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.models.batches import collate, longest_first
 from po_dynamics.models.critic import fit_normalisation

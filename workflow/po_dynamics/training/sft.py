@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from po_dynamics.data.order import ShuffledRows
-from po_dynamics.data.token_table import TokenTable
+from po_dynamics.data.tokens.table import TokenTable
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import load_model, usable_length
 from po_dynamics.models.tokenizers import prepare_tokenizer, read_tokenizer

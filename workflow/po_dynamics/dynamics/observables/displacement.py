@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from scipy.stats import binomtest
 from po_dynamics.dynamics.alignment import KEYS, Probe
 from po_dynamics.dynamics.coefficients import PAIR_ROLES, batch_sizes
 from po_dynamics.dynamics.observables.logps import entanglement
+from po_dynamics.dynamics.observables.trainings import trainings
 from po_dynamics.errors import InputError
 
 COLUMNS = [*KEYS, "quantity", "value", "low", "high", "n"]
@@ -82,14 +83,7 @@ def check(probes: Sequence[Probe]) -> pd.DataFrame:
 
 def _trainings(probes: Iterable[Probe]) -> Iterator[list[Probe]]:
     """The checkpoints of each offline run, seed and final set, by step."""
-    offline = (probe for probe in probes if probe.tables.metadata["family"] == "offline")
-    fixed = [key for key in KEYS if key != "step"]
-
-    def of(probe: Probe) -> tuple[Any, ...]:
-        return tuple(probe.keys[key] for key in fixed)
-
-    for _, run in groupby(sorted(offline, key=lambda probe: (of(probe), probe.keys["step"])), key=of):
-        yield list(run)
+    return trainings(probe for probe in probes if probe.tables.metadata["family"] == "offline")
 
 
 def _pairs(probe: Probe) -> pd.DataFrame:

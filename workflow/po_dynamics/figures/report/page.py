@@ -25,7 +25,8 @@ from po_dynamics.objectives.families import Runs, is_uncontrolled, parent_of
 from po_dynamics.storage.atomic import atomic_file
 
 TEMPLATE = Path(__file__).parents[3] / "report" / "report.html.j2"
-SECTIONS = ("figures", "displacement", "training")  # of figures; the last two by the beginning of their names
+# Of figures; all but the first by the beginning of their names.
+SECTIONS = ("figures", "prediction", "token", "displacement", "training")
 
 
 class ExactBandit(NamedTuple):

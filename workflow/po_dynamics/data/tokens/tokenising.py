@@ -8,7 +8,7 @@ A row is left out, and counted, where
 * the model's chat template refuses it (`template`);
 * its prompt leaves no room for an answer in the model's context (`prompt too long`).
 
-What is too long for one use only (`max_length` of a training, say) stays, and `token_table` has the rule of that use.
+What is too long for one use only (`max_length` of a training, say) stays, and `tokens.table` has the rule of that use.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from po_dynamics.data.schema import COLUMNS, Row, fault
-from po_dynamics.data.token_table import schema_of
+from po_dynamics.data.tokens.mapped import write_mapped
+from po_dynamics.data.tokens.table import schema_of
 from po_dynamics.errors import InputError
 from po_dynamics.models.loading import context_length
 from po_dynamics.models.tokenizers import Conversation, encode_conversations, prepared_tokenizer
-from po_dynamics.storage.mapped import write_mapped
 from po_dynamics.storage.parquet import read_table
 
 ROWS = 512  # of a batch: some megabytes of text and tokens
@@ -46,7 +46,7 @@ def tokenise(base: Path, rows: Path, data_set: str, output: Path, *, special_tok
     Args:
         base: the base model, whose tokenizer is prepared as SFT does it.
         rows: `id` and the columns of `data_set` in the common schema.
-        output: see `token_table.TokenTable`.
+        output: see `table.TokenTable`.
         special_tokens: whether texts may hold special tokens: those that a model of this vocabulary wrote do.
         parallel: whether the tokenizer may use all processors.
 

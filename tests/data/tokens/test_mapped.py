@@ -2,8 +2,8 @@
 
 import pyarrow as pa
 import pytest
+from po_dynamics.data.tokens.mapped import open_mapped, write_mapped
 from po_dynamics.errors import InputError
-from po_dynamics.storage.mapped import open_mapped, write_mapped
 
 SCHEMA = pa.schema([("id", pa.string()), ("ids", pa.list_(pa.int32()))])
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from po_dynamics.data.schema import COLUMNS, MESSAGES
+from po_dynamics.data.tokens.mapped import open_mapped, write_mapped
 from po_dynamics.errors import InputError
-from po_dynamics.storage.mapped import open_mapped
 
 Array = np.ndarray
 
@@ -98,6 +98,17 @@ class TokenTable:
         first, fits = np.asarray(self.table["first"]), self.lengths("prompt_ids") <= max_length
         dropped = {"repeated prompt": int((~first).sum()), "prompt too long": int((first & ~fits).sum())}
         return Use(np.flatnonzero(first & fits), dropped)
+
+
+def write_part(path: Path, rows: Array, output: Path) -> None:
+    """Writes some rows of a table, by number, as a table of its own, in which none was left out."""
+    table, about = open_mapped(path, ["prompt", "first"])
+    part = table.take(pa.array(rows))
+    places: dict[str, int] = {}
+    prompts = map(repr, part["prompt"].to_pylist())
+    first = [places.setdefault(prompt, place) == place for place, prompt in enumerate(prompts)]
+    part = part.set_column(part.schema.get_field_index("first"), "first", pa.array(first))
+    write_mapped(part.to_batches(), table.schema, output, {**about, "rows": len(rows), "dropped": {}})
 
 
 class Prompt(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import toy
 from po_dynamics.data.preferences import Pairs
 from po_dynamics.data.statistics import count_overlaps, count_rows
-from po_dynamics.data.token_table import TokenTable, open_prompts, read_prompts
-from po_dynamics.data.tokenising import tokenise
+from po_dynamics.data.tokens.table import TokenTable, open_prompts, read_prompts, write_part
+from po_dynamics.data.tokens.tokenising import tokenise
 from po_dynamics.errors import InputError
 from po_dynamics.models.tokenizers import encode_conversations, encode_prompt, encode_response, load_tokenizer
 from toy import assistant, user
@@ -109,6 +110,17 @@ def test_reading_a_row_reads_no_other(model, rows, tmp_path):
     prompts = read_prompts(path)
     assert [len(prompt.ids) for prompt in prompts] == TokenTable(path).lengths("prompt_ids").tolist()
     assert prompts[3].messages == list(pd.read_parquet(rows)["prompt"][3])
+
+
+def test_some_rows_are_a_table_of_their_own(model, rows, tmp_path):
+    path = write(model, rows, tmp_path / "t.arrow")
+    write_part(path, np.array([2, 7, 8]), tmp_path / "part.arrow")  # 8 asks what 2 asked
+    whole, part = Pairs(path, CONTEXT), Pairs(tmp_path / "part.arrow", CONTEXT)
+    assert list(part) == [whole[i] for i in (2, 7, 8)]
+    assert (part.table.rows, part.table.dropped, part.table.context) == (3, {}, CONTEXT)
+    found, use = open_prompts(tmp_path / "part.arrow", CONTEXT)
+    assert [prompt.id for prompt in found] == ["p2", "p7"]  # the row whose prompt came first is not there
+    assert use.dropped["repeated prompt"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""G held against trainings that leave a component, or half of the pairs, out."""
