@@ -53,6 +53,8 @@ def byte_level(architecture: str) -> PreTrainedTokenizerFast:
 def write_model(folder: Path, architecture: str, *, scorer: bool = False, seed: int = 0) -> Path:
     """A Hugging Face folder as it comes from the hub: context of the paper's lengths, tokenizer not prepared."""
     tokenizer = byte_level(architecture)
+    if scorer:  # published reward models bring their template
+        tokenizer.chat_template = CHATML
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     options = {"vocab": len(tokenizer) + 8, "max_length": CONTEXT, "bos_token_id": tokenizer.bos_token_id, **ids}
     return tiny_folder(folder, architecture, tokenizer, scorer=scorer, seed=seed, initializer_range=0.05, **options)
