@@ -10,9 +10,9 @@ import synthetic
 from po_dynamics.errors import InputError
 from po_dynamics.evaluation import stats
 from po_dynamics.figures.plots.advantages import draw_advantages
+from po_dynamics.figures.plots.checks.prediction import draw_prediction
+from po_dynamics.figures.plots.checks.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.displacement import draw_displacement
-from po_dynamics.figures.plots.prediction import draw_prediction
-from po_dynamics.figures.plots.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.report import page as report
 

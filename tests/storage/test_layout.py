@@ -5,7 +5,14 @@ from po_dynamics.errors import InputError
 from po_dynamics.storage import layout
 
 VALUES = {"experiment": "demo", "model": "pythia-2.8b", "run": "cdpo_t1-75", "seed": "3", "final_set": "heldout"}
-VALUES |= {"data_set": "eval_prompts", "step": "10", "chunk": "0", "stage": "sft", "init": "sft", "figure": "halves"}
+VALUES |= {
+    "data_set": "eval_prompts",
+    "step": "10",
+    "chunk": "0",
+    "stage": "sft",
+    "init": "sft",
+    "figure": "components",
+}
 PATTERNS = [value for name, value in vars(layout).items() if name.isupper() and value.startswith("results/")]
 
 

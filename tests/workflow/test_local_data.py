@@ -137,7 +137,7 @@ def test_a_replaced_reward_model_plans_its_own(finished, replaced):
     file = "local/qwen3_reward/model.safetensors"
     replaced(file, lambda path: hub_files.write_model(path.parent, "qwen3", scorer=True, seed=9))
     planned = plan(finished, config="mini")
-    assert planned["download_reward"] == 1
+    assert (planned["download_published_reward"], planned["normalise_reward"]) == (1, 1)
     assert "train_offline" not in planned
     assert planned["respond_run"] == 1
 

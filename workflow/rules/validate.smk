@@ -7,7 +7,7 @@ where the configuration has a section `validation`.
 
 VALIDATION = {name: f"{layout.TABLES}/validation_{name}.csv" for name in ("effects", "agreement", "halves", "scores")}
 VALIDATION_DRAWN = {"components": ["effects", "agreement"], "halves": ["halves", "scores"]}
-DRAW_VALIDATION = "po_dynamics.figures.plots.validation:draw_"
+DRAW_VALIDATION = "po_dynamics.figures.plots.checks.validation:draw_"
 # What the experiment is asked for; nothing where the configuration validates nothing.
 VALIDATION_FILES = []
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from po_dynamics.evaluation import judge, stats
 from po_dynamics.evaluation.reliability.correction import corrected
+from po_dynamics.settings.judging.directory import JUDGES
 from po_dynamics.world.facts import draw_intent, write_prompt
 from po_dynamics.world.language import write_answer
 
@@ -33,8 +34,8 @@ def judged(folder, prompts, candidate, baseline, of):
         columns |= {"ended": True, "n_tokens": 5, "kl": 0.0, "reward": 0.0, "degenerate": False}
         pd.DataFrame(columns).to_parquet(folder / f"{name}.parquet")
     if isinstance(of, dict):
-        config = yaml.safe_load((judge.JUDGES / "noisy_gold/configs.yaml").read_text())
-        config["noisy_gold"] |= {"completions_kwargs": of, "prompt_template": str(judge.JUDGES / "gold/template.txt")}
+        config = yaml.safe_load((JUDGES / "noisy_gold/configs.yaml").read_text())
+        config["noisy_gold"] |= {"completions_kwargs": of, "prompt_template": str(JUDGES / "gold/template.txt")}
         (folder / "configs.yaml").write_text(yaml.safe_dump(config))
         of = folder
     paths = {name: folder / f"{name}.parquet" for name in (*tables, "annotations")}

@@ -12,9 +12,9 @@ from po_dynamics.figures import style
 from po_dynamics.figures.plots import alignment
 from po_dynamics.figures.plots.advantages import draw_advantages
 from po_dynamics.figures.plots.alignment import draw_alignment
+from po_dynamics.figures.plots.checks.prediction import draw_prediction
+from po_dynamics.figures.plots.checks.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.displacement import draw_displacement
-from po_dynamics.figures.plots.prediction import draw_prediction
-from po_dynamics.figures.plots.token_prediction import draw_token_prediction
 from po_dynamics.figures.plots.training import draw_training
 from po_dynamics.figures.plots.win_rates import draw_win_rates
 

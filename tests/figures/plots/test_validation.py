@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from po_dynamics.figures import style
-from po_dynamics.figures.plots.validation import draw_components, draw_halves
+from po_dynamics.figures.plots.checks.validation import draw_components, draw_halves
 
 COMPONENTS = ("POS", "NEG", "TOP", "MID", "BOT")
 

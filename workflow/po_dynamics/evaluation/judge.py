@@ -33,8 +33,8 @@ def judge_responses(
     baseline: Path,
     output: Path,
     judge: str | Path,
-    order: str = "both",
     calls: Calls | None = None,
+    order: str = "both",
     ledger: Path | None = None,
     shared: Path | None = None,
 ) -> pd.DataFrame:
@@ -47,8 +47,8 @@ def judge_responses(
             `responses`: the probability in [0, 1] that the candidate is preferred, shown second and shown first, null
             where the judge gave no verdict. Identical outputs are a tie, 0.5, without asking the judge.
         judge: a directory with `configs.yaml`, the name of one in `workflow/judges/`, or one that alpaca-eval ships.
-        order: "both", or "random" for the one that alpaca-eval draws; the other is null then.
         calls: how a judge that is a model is asked, and what that may cost.
+        order: "both", or "random" for the one that alpaca-eval draws; the other is null then.
         ledger: where its answers are kept as they come (default: beside `output`). Those of a remote judge stay, for
             they were paid for; those of others are deleted when all are there.
         shared: folder of the ledgers of all jobs, which are read too.

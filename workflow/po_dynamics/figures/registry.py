@@ -85,13 +85,13 @@ FIGURES = (
     ),
     Figure(
         "prediction_{run}",
-        "prediction:draw_prediction",
+        "checks.prediction:draw_prediction",
         ("prediction.parquet", "prediction_tests.parquet"),
         final_set="heldout",
     ),
     Figure(
         "token_prediction_{run}",
-        "token_prediction:draw_token_prediction",
+        "checks.token_prediction:draw_token_prediction",
         ("token_bins.parquet", "token_prediction.parquet"),
         final_set="heldout",
     ),

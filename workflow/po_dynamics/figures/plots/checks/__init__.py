@@ -1,0 +1,1 @@
+"""Figures of what tests G: against what then happens, and against retraining."""
