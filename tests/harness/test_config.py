@@ -295,6 +295,7 @@ def test_a_target_has_the_temperature_of_its_run(demo):
     assert {name: run.temperature for (_, name), run in runs.items() if run.target} == {
         "dpo": 0.1,
         "rda": 0.3,
+        "pra": 0.1,
         "ppo": 0.1,
     }
     del demo["target"]
