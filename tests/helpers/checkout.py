@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 FILES = ["Snakefile", "config", "workflow", "envs", "slurm"]
 
 
 def snakemake(directory: Path, *arguments: str, config: str = "smoke") -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*SNAKEMAKE, *arguments, "--configfile", f"config/{config}.yaml"]
+    command = [*SNAKEMAKE, "--configfile", f"config/{config}.yaml", "--cores", "2", *arguments]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, env=environment)
 
 

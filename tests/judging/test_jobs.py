@@ -23,7 +23,7 @@ from po_dynamics.settings.judging.calls import Calls
 folder, name, url, connections = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 calls = Calls.of({"endpoint": url, "connections": connections})
 judge_responses(folder / f"{name}.parquet", folder / "baseline.parquet", folder / f"{name}-judged.parquet", "openai",
-                calls, folder / f"ledgers/{name}.jsonl", folder / "ledgers")
+                calls, ledger=folder / f"ledgers/{name}.jsonl", shared=folder / "ledgers")
 """
 
 
