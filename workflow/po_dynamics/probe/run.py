@@ -71,8 +71,10 @@ def open_inputs(run: ProbedRun) -> tuple[list[Path], list[Sample]]:
         raise InputError(f"{missing[0]} does not exist (checkpoints there: {there})")
     check_folders(folders, run.reference)
     tokenizer, settings = load_tokenizer(run.reference), run.settings
-    final = read_final(run.final_responses, tokenizer, settings.samples.final, settings.seed, run.batch_size)
-    check_samples(final, len(tokenizer), context_length(AutoConfig.from_pretrained(run.reference)))
+    config = AutoConfig.from_pretrained(run.reference)
+    rows = max(len(tokenizer), config.vocab_size)  # a model may have rows, and so write ids, that are no token's
+    final = read_final(run.final_responses, tokenizer, rows, settings.samples.final, settings.seed, run.batch_size)
+    check_samples(final, rows, context_length(config))
     return folders, final
 
 

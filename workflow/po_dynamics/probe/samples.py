@@ -104,13 +104,17 @@ def read_pairs(
     return pair_samples(chosen, batch_size, read_rewards(rewards, [pair.id for pair in chosen]) if rewards else None)
 
 
-def read_final(path: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int, batch_size: int) -> list[Sample]:
-    """n final responses; InputError where the text was not written by this tokenizer (a table of another model)."""
+def read_final(
+    path: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int, n: int, seed: int, batch_size: int
+) -> list[Sample]:
+    """n final responses; InputError where the text was not written by this tokenizer (a table of another model).
+
+    `vocabulary` is the model's, which may be larger than the tokenizer's.
+    """
     rows = read_rows(path, ["id", "prompt_ids", "response_ids", "response"])
-    known = len(tokenizer)
     for row in rows:
         ids = row["response_ids"]
-        if max([*row["prompt_ids"], *ids], default=0) >= known or not _spells(tokenizer, ids, row["response"]):
+        if max([*row["prompt_ids"], *ids], default=0) >= vocabulary or not _spells(tokenizer, ids, row["response"]):
             raise InputError(
                 f"{path}: the ids of response {row['id']!r} do not spell its text in this model's vocabulary; it is a "
                 "table of another run: delete it and generate the final responses again"
