@@ -295,7 +295,6 @@ def test_a_run_is_probed_and_repeats_exactly(run, tmp_path):
     assert first.scores[["score_adamw", "drift_adamw"]].isna().all(axis=None)
     assert later.scores[["score_adamw", "drift_adamw"]].notna().all(axis=None)
     assert later.drifts["drift_adamw"].notna().all()
-    assert later.metadata["learning_rate"] == 1e-3
     assert set(first.samples["role"]) == {"chosen", "rejected", "final"}
     assert first.samples["batch"].max() == 3
 

@@ -38,9 +38,8 @@ KEY = b"po_dynamics"
 class Tables:
     """`samples`, `scores` (of D), `drifts` (of D′) and `batches` as in docs/architecture.md, and what they are of.
 
-    metadata: `id` (of this probe), `family, objective, parameters, step, final_set, precision, temperature, layers`,
-    `v_norms` (‖v‖ by segment), `u_norms` (‖u‖ by component and segment), `learning_rate` (of the next step; null
-    without optimizer state).
+    metadata: `id` (of this probe), `family, objective, parameters, step, final_set, precision, temperature, top_p,
+    layers`, `v_norms` (‖v‖ by segment), `u_norms` (‖u‖ by component and segment).
     """
 
     samples: pd.DataFrame

@@ -129,7 +129,6 @@ def _metadata(
     """What the tables are of; see `dynamics.tables.Tables`."""
     return {
         "final_set": "",
-        "learning_rate": None,
         "family": objective.family,
         "objective": objective.name,
         "parameters": dict(objective.parameters),

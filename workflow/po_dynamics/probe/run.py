@@ -22,7 +22,7 @@ from po_dynamics.probe.passes import Options, Sampling, probe
 from po_dynamics.probe.samples import Sample, check_samples, read_final
 from po_dynamics.settings.probe import Probe
 from po_dynamics.storage.atomic import atomic_folder, remove
-from po_dynamics.storage.checkpoints import read_optimizer
+from po_dynamics.storage.checkpoints import read_scales
 from po_dynamics.storage.pieces import Pieces
 from po_dynamics.storage.state import identity, open_state
 
@@ -143,7 +143,7 @@ def _probe_one(
     run: ProbedRun, folder: Path, train: Sequence[Sample], final: Sequence[Sample], sampling: Sampling
 ) -> None:
     settings, model = run.settings, run.load(folder)
-    scales, learning_rate = read_optimizer(folder, model)
+    scales = read_scales(folder, model)
     options = Options(
         sampling=sampling,
         separate=getattr(settings.separate, run.objective.family),
@@ -156,7 +156,7 @@ def _probe_one(
     pieces = Pieces(run.state / f".{folder.name}.pieces", key=_digest(train, final))
     step = int(folder.name.removeprefix("step-"))
     result = probe(model, train, final, run.objective, step, options, pieces, f"probe {folder.name}")
-    result.metadata |= {"final_set": run.final_set, "learning_rate": learning_rate}
+    result.metadata["final_set"] = run.final_set
     with atomic_folder(run.state / folder.name) as temporary:
         tables.write(result, temporary)
     pieces.close()

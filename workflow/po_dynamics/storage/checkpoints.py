@@ -47,14 +47,14 @@ def read_moments(folder: Path) -> dict[str, Tensor] | None:
         raise InputError(f"{path} is truncated or broken ({error}); train this checkpoint again") from None
 
 
-def read_optimizer(folder: Path, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, float | None]:
-    """AdamW's P = √v̂ + ε by parameter (v̂ bias-corrected), in the model's precision on the CPU, and the learning rate.
+def read_scales(folder: Path, model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """AdamW's P = √v̂ + ε by parameter (v̂ bias-corrected), in the model's precision on the CPU.
 
-    None without optimizer state.
+    None without optimizer state. Raises InputError for that of another model.
     """
     state, squares = folder / OPTIMIZER, read_moments(folder)
     if not state.is_file() or squares is None:
-        return None, None
+        return None
     content = json.loads(state.read_text(encoding="utf-8"))
     correction = 1 - content["betas"][1] ** content["step"]
     scales = {}
@@ -62,7 +62,7 @@ def read_optimizer(folder: Path, model: PreTrainedModel) -> tuple[dict[str, Tens
         if name not in squares or squares[name].shape != parameter.shape:
             raise InputError(f"{folder / MOMENTS} has no second moments of {name} in its shape; it is of another model")
         scales[name] = (squares[name].to(parameter.dtype) / correction).sqrt() + content["eps"]
-    return scales, content.get("learning_rate")
+    return scales
 
 
 def publish(
