@@ -177,7 +177,7 @@ def compare(size: str, family: str, count: int, repeats: int, separate: tuple[st
         times["v"].append(timed(case.passes.final_gradient))
         times["plain"].append(timed(lambda: case.plain(case.model, list(case.passes.final))))
         case.passes.pieces = Pieces()
-        times["scores"].append(timed(lambda: case.passes.score([case.v])))
+        times["scores"].append(timed(lambda: case.passes.scores(case.v)))
         times["plain_D"].append(timed(lambda: case.plain(case.model, list(case.passes.train))))
     best = {name: min(values) for name, values in times.items()}
     exact = Case(size, family, 4, torch.float64, separate) if size == "tiny" else None
@@ -205,7 +205,7 @@ def peak(size: str, family: str, way: str, separate: tuple[str, ...]) -> float:
         del case.naive_model
         case.ours()
     else:
-        case.table = case.passes.score([case.v])
+        case.table = case.passes.scores(case.v)
         case.terms = reweight(case.table, case.objective, 0)
         batches = case.masked()
         del case.model
